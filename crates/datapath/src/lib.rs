@@ -1,0 +1,3 @@
+//! What happens to one packet.
+#![no_std]
+#![forbid(unsafe_code)]

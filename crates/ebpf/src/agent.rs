@@ -1,0 +1,3 @@
+//! A kernel program.
+#![no_std]
+#![no_main]

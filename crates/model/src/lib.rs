@@ -1,0 +1,1 @@
+//! The cluster as values and the slow brains: what should be, and what to change to get there.
