@@ -1,3 +1,82 @@
-//! What happens to one packet.
-#![no_std]
+//! What happens to one packet: values in, a verdict out.
+//!
+//! The same code runs in the kernel programs and in tests. It has no clock, no map, no packet
+//! pointer and no panic: a caller hands it a [`packet::Packet`] to read, tables to look things up
+//! in and the time, and carries out the verdict that comes back.
+//!
+//! Everything is written over an address family ([`Family`]); [`V4`] is the instance in use.
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+pub mod tables;
+
+use core::hash::Hash;
+
+/// Numbers that the wire and both ends of a table must agree on.
+pub mod limits {
+    /// Ports in one block; leases start and end on block borders.
+    pub const BLOCK_PORTS: u32 = 8;
+    /// Lowest port that SNAT may use: the ones below are the system ports.
+    pub const SNAT_PORT_MIN: u16 = 1024;
+    /// Highest port that SNAT may use: 1024 + 64,000 - 1.
+    pub const SNAT_PORT_MAX: u16 = 65_023;
+    /// Blocks that one node can hold: 64,000 ports / 8.
+    pub const BLOCKS_MAX: u32 = 8_000;
+    /// Frontends that one policy can draw ports from.
+    pub const SEGMENTS_MAX: usize = 16;
+    /// Policies on one node.
+    pub const POLICIES_MAX: u32 = 64;
+    /// Source prefixes on one node.
+    pub const SOURCES_MAX: u32 = 4_096;
+    /// Prefixes that are not translated.
+    pub const PRIVATE_RANGES_MAX: u32 = 256;
+    /// VIPs that a node or mux knows.
+    pub const VIPS_MAX: u32 = 1_024;
+    /// Muxes that a node takes packets from.
+    pub const MUXES_MAX: u32 = 64;
+    /// Service ports that a node or mux serves.
+    pub const RULES_MAX: u32 = 65_536;
+    /// Pod endpoints on one node, over all Service ports.
+    pub const ENDPOINTS_MAX: u32 = 65_536;
+    /// Nodes that a mux sends to.
+    pub const NODES_MAX: u32 = 8_192;
+    /// Maglev entries on one mux, over all backend sets.
+    pub const MAGLEV_ENTRIES_MAX: u32 = 4 * 1024 * 1024;
+    /// Allowed source prefixes on one mux, over all rules.
+    pub const ALLOWED_SOURCES_MAX: u32 = 65_536;
+    /// Entries of the flow table; a flow takes two.
+    pub const FLOW_ENTRIES_DEFAULT: u32 = 2 * 262_144;
+    /// Destinations that a node tracks port by port because many flows go there.
+    pub const HEAVY_DESTINATIONS_MAX: u32 = 256;
+    /// Destination port of GUE.
+    pub const GUE_PORT: u16 = 6080;
+    /// Bytes that GUE variant 1 adds in front of an IPv4 packet: IPv4 header 20 + UDP header 8.
+    pub const GUE_OVERHEAD: u16 = 28;
+}
+
+/// An address family: what the datapath is written over.
+pub trait Family: Copy + Eq + core::fmt::Debug + 'static {
+    /// An address as it is on the wire.
+    type Address: Copy + Eq + Ord + Hash + Default + core::fmt::Debug + AsRef<[u8]> + 'static;
+    /// Bits of an address.
+    const BITS: u32;
+}
+
+/// IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V4;
+
+impl Family for V4 {
+    type Address = [u8; 4];
+    const BITS: u32 = 32;
+}
+
+/// IP protocol numbers.
+pub mod protocol {
+    /// ICMP (RFC 792).
+    pub const ICMP: u8 = 1;
+    /// TCP (RFC 9293).
+    pub const TCP: u8 = 6;
+    /// UDP (RFC 768).
+    pub const UDP: u8 = 17;
+}

@@ -1,0 +1,421 @@
+//! The rows of the tables: keys and values as they lie in the kernel's maps.
+//!
+//! All are `repr(C)` without hidden padding. Addresses and ports that come from a packet are kept
+//! in wire order as byte arrays; counts and indices are native integers. Which rows there are is
+//! decided by `model`; what a packet does with them by [`crate::egress`], [`crate::ingress`] and
+//! [`crate::mux`].
+
+use core::sync::atomic::AtomicU32;
+
+use crate::Family;
+use crate::limits::SEGMENTS_MAX;
+
+/// A row that may cross into the kernel byte by byte: `repr(C)`, no hidden padding, every bit
+/// pattern valid.
+pub trait Row: Sized {}
+
+/// Points in time and spans, in ticks of 2^20 ns (about a millisecond): a shift instead of a
+/// division on the hot path. Wraps after 52 days, so only differences mean anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Ticks(pub u32);
+
+impl Ticks {
+    /// The tick of a monotonic clock reading.
+    #[inline(always)]
+    pub const fn from_nanoseconds(nanoseconds: u64) -> Self {
+        Ticks((nanoseconds >> 20) as u32)
+    }
+
+    /// A span of whole seconds, rounded up.
+    pub const fn from_seconds(seconds: u32) -> Self {
+        Ticks(((seconds as u64 * 1_000_000_000).div_ceil(1 << 20)) as u32)
+    }
+
+    /// How long ago `earlier` was.
+    #[inline(always)]
+    pub const fn since(self, earlier: Ticks) -> Ticks {
+        Ticks(self.0.wrapping_sub(earlier.0))
+    }
+}
+
+/// Which hook sees the packet. Part of the flow key, so that the two directions of a hairpin
+/// cannot meet in one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Side {
+    /// Leaving the node.
+    Egress = 0,
+    /// Arriving at the node, unwrapped.
+    Ingress = 1,
+}
+
+/// A flow as one hook sees it: the tuple before this hook has changed anything.
+///
+/// For ICMP echo the identifier stands in the port of the end that asked (the inside); the other
+/// port is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(C)]
+pub struct FlowKey<A> {
+    /// Source address of the packet.
+    pub source: A,
+    /// Destination address of the packet.
+    pub target: A,
+    /// Source port, wire order.
+    pub source_port: [u8; 2],
+    /// Destination port, wire order.
+    pub target_port: [u8; 2],
+    /// IP protocol.
+    pub protocol: u8,
+    /// [`Side`] as a number.
+    pub side: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// One direction of one flow. The other direction is a row of its own ([`Flow::peer_key`]), made
+/// and removed together with this one and carrying the same `generation`.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Flow<A> {
+    /// Address to write: the new source at egress, the new destination at ingress.
+    pub address: A,
+    /// Port (or echo identifier) to write, wire order.
+    pub port: [u8; 2],
+    /// [`FlowKind`] as a number.
+    pub kind: u8,
+    /// Index of the policy that made the flow.
+    pub policy: u8,
+    /// Equal in both halves; two halves with different generations are not one flow.
+    pub generation: u32,
+    /// When this direction last saw a packet, [`Ticks`].
+    pub last_seen: AtomicU32,
+    /// TCP flags that this direction has seen, and other marks: [`mark`].
+    pub marks: AtomicU32,
+    /// Idle time after which an established flow is forgotten, [`Ticks`].
+    pub idle: u32,
+    /// Position of the port in the node's holding (block index * 8 + offset); for a flow that
+    /// came in, the endpoint's index.
+    pub position: u32,
+    /// End of the newest sequence number this direction has sent (TCP).
+    pub sequence: AtomicU32,
+    /// Newest acknowledgement this direction has sent (TCP).
+    pub acknowledgement: AtomicU32,
+}
+
+/// Why a flow exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FlowKind {
+    /// Opened from inside; the source is translated to a leased port of a VIP.
+    Outbound = 1,
+    /// Opened from outside to a Service; the destination is translated to a pod.
+    Inbound = 2,
+}
+
+/// Bits of [`Flow::marks`].
+pub mod mark {
+    /// A SYN went this way.
+    pub const SYN: u32 = 1 << 0;
+    /// A FIN went this way.
+    pub const FIN: u32 = 1 << 1;
+    /// An RST went this way.
+    pub const RST: u32 = 1 << 2;
+    /// A packet that is neither SYN nor RST went this way.
+    pub const DATA: u32 = 1 << 3;
+}
+
+/// How packets of one source leave: which policy holds for each protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Source {
+    /// Policy index for TCP.
+    pub tcp: u8,
+    /// Policy index for UDP.
+    pub udp: u8,
+    /// Policy index for ICMP.
+    pub icmp: u8,
+    /// Policy index for everything else.
+    pub other: u8,
+}
+
+/// A method as the datapath needs it. The model's richer `Method` maps onto these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Translation {
+    /// No way out: dropped with [`crate::Drop::NoOutbound`].
+    #[default]
+    Refuse = 0,
+    /// Leaves as it is: somebody else translates (user-defined routing).
+    Untranslated = 1,
+    /// Port address translation inside the policy's blocks.
+    Ports = 2,
+}
+
+/// A run of blocks of one frontend inside the node's holding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Segment {
+    /// Index of the first block in the `blocks` table.
+    pub first: u16,
+    /// Number of blocks.
+    pub count: u16,
+}
+
+/// How one kind of outbound packet is treated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Policy {
+    /// [`Translation`] as a number.
+    pub translation: u8,
+    /// Number of segments in use.
+    pub segments: u8,
+    /// [`policy_flag`].
+    pub flags: u16,
+    /// Idle time of an established TCP flow, [`Ticks`].
+    pub idle_tcp: u32,
+    /// Idle time of a UDP flow, [`Ticks`].
+    pub idle_udp: u32,
+    /// Idle time of an ICMP echo flow, [`Ticks`].
+    pub idle_icmp: u32,
+    /// Where its ports are, in the order in which frontends are filled.
+    pub blocks: [Segment; SEGMENTS_MAX],
+}
+
+/// Bits of [`Policy::flags`].
+pub mod policy_flag {
+    /// Send RST to both ends when an established flow idles out.
+    pub const TCP_RESET: u16 = 1 << 0;
+}
+
+/// Eight ports that the node holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct Block {
+    /// Index into the `frontends` table.
+    pub frontend: u16,
+    /// First port; a multiple of eight.
+    pub start: u16,
+    /// [`block_flag`].
+    pub flags: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// Bits of [`Block::flags`].
+pub mod block_flag {
+    /// New flows may take ports of this block. Without it the block only serves flows it has.
+    pub const USABLE: u16 = 1 << 0;
+}
+
+/// What the agent's programs must know beside the tables. One row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct AgentSettings<A> {
+    /// The node's address: where muxes send wrapped packets.
+    pub node: A,
+    /// GUE destination port.
+    pub gue_port: u16,
+    /// MSS written into SYNs that leave, when theirs is larger; 0 leaves them alone.
+    pub mss_max: u16,
+    /// Until this moment TCP packets that are no SYN and belong to no flow pass untranslated:
+    /// connections from before the first attach. Nanoseconds of the monotonic clock.
+    pub adopt_until: u64,
+    /// Secret for port choice, so that ports cannot be guessed.
+    pub seed: [u64; 2],
+    /// [`agent_flag`].
+    pub flags: u32,
+    /// Lease epoch of the tables.
+    pub epoch: u32,
+}
+
+/// Bits of [`AgentSettings::flags`].
+pub mod agent_flag {
+    /// Inbound packets keep the VIP as destination; kube-proxy picks the pod.
+    pub const LAST_HOP_KUBE_PROXY: u32 = 1 << 0;
+    /// Outbound ICMP echo is dropped instead of translated, as Azure does.
+    pub const DROP_ICMP_ECHO: u32 = 1 << 1;
+}
+
+/// A Service port, as the Internet names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct RuleKey<A> {
+    /// The VIP.
+    pub vip: A,
+    /// Destination port, wire order.
+    pub port: [u8; 2],
+    /// IP protocol.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// A Service port on a node: which of its pods serve it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Service {
+    /// Index of its first ready pod in the `endpoints` table.
+    pub first: u32,
+    /// Number of ready pods on this node.
+    pub count: u32,
+    /// Idle time of an established flow, [`Ticks`].
+    pub idle: u32,
+    /// [`rule_flag`].
+    pub flags: u32,
+}
+
+/// A pod that serves a Service port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Endpoint<A> {
+    /// Address of the pod.
+    pub address: A,
+    /// Its port, wire order.
+    pub port: [u8; 2],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// What the mux program must know beside the tables. One row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct MuxSettings<A> {
+    /// The mux's address: outer source of wrapped packets.
+    pub address: A,
+    /// GUE destination port.
+    pub gue_port: u16,
+    /// Largest IP packet that the way to the nodes carries.
+    pub mtu: u16,
+    /// Own link-layer address; frames to other addresses are not taken.
+    pub mac: [u8; 6],
+    /// Link-layer address of the gateway; all zeroes until it is known.
+    pub gateway_mac: [u8; 6],
+    /// Lease epoch of the tables.
+    pub epoch: u32,
+    /// Secret of the flow hash. All muxes of a cluster share it.
+    pub seed: u64,
+}
+
+/// Who owns four blocks (32 ports) of a VIP: entry `i` is block `4 * row + i`. See [`owner`].
+///
+/// Kernel arrays round a value up to eight bytes, so four owners share a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Owners(pub [u16; 4]);
+
+/// Values of an entry of [`Owners`]; any other value is a node's index.
+pub mod owner {
+    /// Nobody: dropped.
+    pub const NONE: u16 = 0;
+    /// The block has listeners: look at the rules.
+    pub const RULES: u16 = 0xffff;
+    /// Rows of [`super::Owners`] for one VIP: 65,536 ports / 8 per block / 4 per row.
+    pub const ROWS_PER_VIP: u32 = 2048;
+}
+
+/// A node as a mux sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Node<A> {
+    /// Where wrapped packets go.
+    pub address: A,
+    /// 1 when the row is in use.
+    pub present: u32,
+}
+
+/// A load-balancing rule on a mux.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Rule {
+    /// Identifies the rule in the `allowed_sources` table.
+    pub id: u32,
+    /// [`rule_flag`].
+    pub flags: u32,
+    /// First entry of the rule's Maglev table; tables of equal backend sets are shared.
+    pub maglev_first: u32,
+    /// Entries of that table; 0 when the backend set is empty.
+    pub maglev_count: u32,
+}
+
+/// Bits of [`Rule::flags`] and [`Service::flags`].
+pub mod rule_flag {
+    /// Sources must be found in `allowed_sources`.
+    pub const RESTRICTED: u32 = 1 << 0;
+    /// Hash client and VIP only, so that a client stays on one node (ClientIP affinity).
+    pub const CLIENT_AFFINITY: u32 = 1 << 1;
+    /// Send RST to both ends when an established flow idles out.
+    pub const TCP_RESET: u32 = 1 << 2;
+}
+
+/// Data part of a key of the `allowed_sources` trie: the rule's id in wire order, then the
+/// address. The prefix length counts both: 32 + the length of the source prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct AllowedSource<A> {
+    /// [`Rule::id`], wire order.
+    pub rule: [u8; 4],
+    /// Source address.
+    pub source: A,
+}
+
+/// A VIP on a mux or node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Vip {
+    /// On a mux: which run of [`owner::ROWS_PER_VIP`] rows in `owners` is this VIP's.
+    pub index: u32,
+}
+
+/// A destination that many flows go to, watched port by port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct DestinationKey<A> {
+    /// Remote address.
+    pub address: A,
+    /// Remote port, wire order.
+    pub port: [u8; 2],
+    /// IP protocol.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+impl<A> Row for FlowKey<A> {}
+impl<A> Row for Flow<A> {}
+impl Row for Source {}
+impl Row for Policy {}
+impl Row for Block {}
+impl<A> Row for AgentSettings<A> {}
+impl<A> Row for RuleKey<A> {}
+impl Row for Service {}
+impl<A> Row for Endpoint<A> {}
+impl<A> Row for MuxSettings<A> {}
+impl Row for Owners {}
+impl<A> Row for Node<A> {}
+impl Row for Rule {}
+impl<A> Row for AllowedSource<A> {}
+impl Row for Vip {}
+impl<A> Row for DestinationKey<A> {}
+
+impl<A: Copy> FlowKey<A> {
+    /// The key of the other half of the flow whose half at this key is `flow`.
+    ///
+    /// At egress the peer is what comes back: from the target to the translated source. At
+    /// ingress it is what goes out: from the translated target to the source.
+    #[inline(always)]
+    pub fn peer(&self, flow: &Flow<A>) -> FlowKey<A> {
+        FlowKey {
+            source: if self.side == Side::Egress as u8 { self.target } else { flow.address },
+            target: if self.side == Side::Egress as u8 { flow.address } else { self.source },
+            source_port: if self.side == Side::Egress as u8 { self.target_port } else { flow.port },
+            target_port: if self.side == Side::Egress as u8 { flow.port } else { self.source_port },
+            protocol: self.protocol,
+            side: self.side ^ 1,
+            reserved: [0; 2],
+        }
+    }
+}
+
+/// The family's key and value types, by name.
+pub type Key<F> = FlowKey<<F as Family>::Address>;
