@@ -8,6 +8,8 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod notice;
+pub mod positions;
 pub mod tables;
 
 use core::hash::Hash;

@@ -1,0 +1,78 @@
+//! The agent's tables in the kernel. Rows are [`datapath::tables`]; the loader fills all but
+//! `flows`, `destinations` and `positions`, which the programs keep themselves.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use datapath::{
+    count::COUNTERS,
+    limits::*,
+    notice::Notice,
+    positions::{Destination, Positions},
+    tables::*,
+};
+
+type Address = [u8; 4];
+
+/// One row.
+#[btf_map(name = "settings")]
+pub static SETTINGS: Array<AgentSettings<Address>, 1> = Array::new();
+
+/// Both directions of every flow. Never an LRU: live state is not evicted to make room.
+#[btf_map(name = "flows")]
+pub static FLOWS: HashMap<FlowKey<Address>, Flow<Address>, { FLOW_ENTRIES_DEFAULT as usize }> =
+    HashMap::new();
+
+/// Which local sources leave by which policies.
+#[btf_map(name = "sources")]
+pub static SOURCES: LpmTrie<Address, Source, { SOURCES_MAX as usize }> = LpmTrie::new();
+
+/// Destinations that are not translated.
+#[btf_map(name = "private_ranges")]
+pub static PRIVATE_RANGES: LpmTrie<Address, u32, { PRIVATE_RANGES_MAX as usize }> = LpmTrie::new();
+
+#[btf_map(name = "policies")]
+pub static POLICIES: Array<Policy, { POLICIES_MAX as usize }> = Array::new();
+
+/// The node's holding, block by block.
+#[btf_map(name = "blocks")]
+pub static BLOCKS: Array<Block, { BLOCKS_MAX as usize }> = Array::new();
+
+/// Addresses that [`Block::frontend`] points to.
+#[btf_map(name = "frontends")]
+pub static FRONTENDS: Array<Address, { VIPS_MAX as usize }> = Array::new();
+
+/// VIPs of the cluster: no packet from here may bear one as source, and only these are unwrapped.
+#[btf_map(name = "vips")]
+pub static VIPS: HashMap<Address, Vip, { VIPS_MAX as usize }> = HashMap::new();
+
+/// Addresses that may send wrapped packets.
+#[btf_map(name = "muxes")]
+pub static MUXES: HashMap<Address, u32, { MUXES_MAX as usize }> = HashMap::new();
+
+#[btf_map(name = "services")]
+pub static SERVICES: HashMap<RuleKey<Address>, Service, { RULES_MAX as usize }> = HashMap::new();
+
+#[btf_map(name = "endpoints")]
+pub static ENDPOINTS: Array<Endpoint<Address>, { ENDPOINTS_MAX as usize }> = Array::new();
+
+/// Flows per destination, for destinations that many flows go to.
+#[btf_map(name = "destinations")]
+pub static DESTINATIONS: HashMap<
+    DestinationKey<Address>,
+    Destination,
+    { HEAVY_DESTINATIONS_MAX as usize },
+> = HashMap::new();
+
+/// Which positions of the holding a destination uses; row = [`Destination::row`].
+#[btf_map(name = "positions")]
+pub static POSITIONS: Array<Positions, { HEAVY_DESTINATIONS_MAX as usize }> = Array::new();
+
+/// What happened, by [`datapath::count`].
+#[btf_map(name = "counters")]
+pub static COUNT: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
+
+/// Things that user space must act on (exhaustion), [`Notice`].
+#[btf_map(name = "notices")]
+pub static NOTICES: RingBuf<Notice<Address>, { 256 * 1024 }> = RingBuf::new();

@@ -1,0 +1,38 @@
+//! The mux's tables in the kernel. Rows are [`datapath::tables`]; the loader fills all of them.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray},
+    macros::btf_map,
+};
+use datapath::{count::COUNTERS, limits::*, tables::*};
+
+type Address = [u8; 4];
+
+/// One row.
+#[btf_map(name = "settings")]
+pub static SETTINGS: Array<MuxSettings<Address>, 1> = Array::new();
+
+#[btf_map(name = "vips")]
+pub static VIPS: HashMap<Address, Vip, { VIPS_MAX as usize }> = HashMap::new();
+
+/// (VIP, port / 8) -> node, four to a row: 16 KiB for each VIP.
+#[btf_map(name = "owners")]
+pub static OWNERS: Array<Owners, { (VIPS_MAX * owner::ROWS_PER_VIP) as usize }> = Array::new();
+
+#[btf_map(name = "nodes")]
+pub static NODES: Array<Node<Address>, { NODES_MAX as usize }> = Array::new();
+
+#[btf_map(name = "rules")]
+pub static RULES: HashMap<RuleKey<Address>, Rule, { RULES_MAX as usize }> = HashMap::new();
+
+/// Maglev tables one behind the other, four entries to a row.
+#[btf_map(name = "maglev")]
+pub static MAGLEV: Array<Owners, { (MAGLEV_ENTRIES_MAX / 4) as usize }> = Array::new();
+
+#[btf_map(name = "allowed_sources")]
+pub static ALLOWED_SOURCES: LpmTrie<AllowedSource<Address>, u32, { ALLOWED_SOURCES_MAX as usize }> =
+    LpmTrie::new();
+
+/// What happened, by [`datapath::count`].
+#[btf_map(name = "counters")]
+pub static COUNT: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
