@@ -1,1 +1,7 @@
 //! The cluster as values and the slow brains: what should be, and what to change to get there.
+
+#![forbid(unsafe_code)]
+
+pub mod cluster;
+pub mod kubernetes;
+pub mod resources;

@@ -1,0 +1,361 @@
+//! The kinds of group `deguchi.io/v1alpha1` that people write: `ClusterNetwork` (how a cluster
+//! reaches the outside), `PublicIPPool` (the region's addresses) and `PublicIPAddress` (an address
+//! that somebody made and owns). Owns their shape and defaults; the planner says what follows.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::kubernetes::ObjectMeta;
+use crate::resources::{IpTag, SubResource, Tags};
+
+/// `apiVersion` of the kinds.
+pub const API_VERSION: &str = "deguchi.io/v1alpha1";
+
+/// How a cluster reaches the outside. There is one, called `default`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClusterNetwork {
+    /// Name and age.
+    pub metadata: ObjectMeta,
+    /// What is wanted.
+    pub spec: ClusterNetworkSpec,
+}
+
+/// What is wanted of a [`ClusterNetwork`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClusterNetworkSpec {
+    /// SKU of the load balancer.
+    #[serde(alias = "loadBalancerSku", alias = "loadBalancerSKU")]
+    pub sku: LoadBalancerSku,
+    /// How traffic leaves.
+    pub outbound_type: OutboundType,
+    /// Egress through the load balancer, for `outboundType: loadBalancer`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_balancer_profile: Option<LoadBalancerProfile>,
+    /// Egress through a NAT gateway, for the `...NATGateway` types.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nat_gateway_profile: Option<NatGatewayProfile>,
+    /// Destinations that are never translated; none given: the private and special ranges.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub private_ranges: Option<Vec<IpNet>>,
+    /// Who does the last hop of an inbound connection on the node.
+    pub last_hop: LastHop,
+    /// What happens to an ICMP echo that leaves.
+    pub icmp_echo: IcmpEcho,
+    /// Whether Azure's own limits apply; none given: see the planner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// Node pools, for the arithmetic of outbound ports; none given: all nodes are one pool.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub node_pools: Vec<NodePool>,
+}
+
+impl Default for ClusterNetworkSpec {
+    fn default() -> Self {
+        ClusterNetworkSpec {
+            sku: LoadBalancerSku::Standard,
+            outbound_type: OutboundType::LoadBalancer,
+            load_balancer_profile: None,
+            nat_gateway_profile: None,
+            private_ranges: None,
+            last_hop: LastHop::Node,
+            icmp_echo: IcmpEcho::Translate,
+            limits: None,
+            node_pools: Vec::new(),
+        }
+    }
+}
+
+impl ClusterNetworkSpec {
+    /// Destinations that are never translated.
+    pub fn private_ranges(&self) -> Vec<IpNet> {
+        match &self.private_ranges {
+            Some(ranges) => ranges.clone(),
+            None => DEFAULT_PRIVATE_RANGES.iter().filter_map(|range| range.parse().ok()).collect(),
+        }
+    }
+}
+
+/// Destinations that are never translated, unless `privateRanges` says otherwise.
+pub const DEFAULT_PRIVATE_RANGES: [&str; 9] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "224.0.0.0/4",
+    "255.255.255.255/32",
+];
+
+/// Enums whose names are read in whatever case and written in Azure's.
+macro_rules! names {
+    ($(#[$meta:meta])* $name:ident, $error:literal { $($(#[$doc:meta])* $variant:ident = $text:literal),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $name {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl $name {
+            /// The name as Azure writes it.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $($name::$variant => $text,)*
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                $(if text.eq_ignore_ascii_case($text) {
+                    return Ok($name::$variant);
+                })*
+                let known = [$($text),*].join(", ");
+                Err(format!("{}: {text:?} is not one of {known}", $error))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+            }
+        }
+    };
+}
+
+names!(
+    /// SKU of the cluster's load balancer.
+    LoadBalancerSku, "InvalidLoadBalancerSku" {
+        /// Egress only through what is declared.
+        Standard = "Standard",
+        /// Egress through the first Service's frontend, else a default outbound address.
+        Basic = "Basic",
+    }
+);
+
+names!(
+    /// How traffic leaves the cluster.
+    OutboundType, "UnsupportedOutboundType" {
+        /// Through the load balancer.
+        LoadBalancer = "loadBalancer",
+        /// Through the customer's own appliance: nothing is translated here.
+        UserDefinedRouting = "userDefinedRouting",
+        /// Through a NAT gateway made here.
+        ManagedNatGateway = "managedNATGateway",
+        /// Through a NAT gateway that the customer made.
+        UserAssignedNatGateway = "userAssignedNATGateway",
+        /// Nothing is set up.
+        None = "none",
+    }
+);
+
+names!(
+    /// Who does the last hop of an inbound connection on the node.
+    LastHop, "UnsupportedLastHop" {
+        /// The node's agent picks a ready pod.
+        Node = "Node",
+        /// kube-proxy does; the packet keeps the frontend's address as its destination.
+        KubeProxy = "KubeProxy",
+    }
+);
+
+names!(
+    /// What happens to an ICMP echo that leaves.
+    IcmpEcho, "UnsupportedIcmpEcho" {
+        /// It is translated.
+        Translate = "Translate",
+        /// It is dropped, as on Azure.
+        Drop = "Drop",
+    }
+);
+
+names!(
+    /// Whether Azure's own limits apply.
+    Limits, "UnsupportedLimits" {
+        /// They do.
+        Azure = "azure",
+        /// Only what the parts themselves can hold.
+        None = "none",
+    }
+);
+
+names!(
+    /// How nodes are members of a pool. Azure's distinction; here both mean the node's address.
+    BackendPoolType, "InvalidLoadBalancerProfileBackendPoolType" {
+        /// By network interface.
+        NodeIpConfiguration = "nodeIPConfiguration",
+        /// By address.
+        NodeIp = "nodeIP",
+    }
+);
+
+/// Egress through the load balancer: `loadBalancerProfile` of AKS. Numbers are as they were
+/// written, so that the planner can refuse them with AKS's names.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadBalancerProfile {
+    /// Addresses made here.
+    #[serde(rename = "managedOutboundIPs", skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "managedOutboundIps")]
+    pub managed_outbound_ips: Option<ManagedOutboundIPs>,
+    /// Addresses that the customer made.
+    #[serde(rename = "outboundIPs", skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "outboundIps")]
+    pub outbound_ips: Option<OutboundIPs>,
+    /// Prefixes that the customer made.
+    #[serde(rename = "outboundIPPrefixes", skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "outboundIpPrefixes")]
+    pub outbound_ip_prefixes: Option<OutboundIPPrefixes>,
+    /// Ports of each node; 0 (default) means by the table of pool sizes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocated_outbound_ports: Option<i64>,
+    /// Minutes without a packet that end a flow; 30 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_in_minutes: Option<i64>,
+    /// How nodes are members of a pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend_pool_type: Option<BackendPoolType>,
+    /// Several load balancers; refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enable_multiple_standard_load_balancers: Option<bool>,
+}
+
+/// How many addresses to make.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ManagedOutboundIPs {
+    /// IPv4 addresses; 1 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<i64>,
+    /// IPv6 addresses; 0 by default.
+    #[serde(rename = "countIPv6", skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "countIpv6")]
+    pub count_ipv6: Option<i64>,
+}
+
+/// Public IPs of the customer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OutboundIPs {
+    /// Their ids, or names.
+    #[serde(rename = "publicIPs", alias = "publicIps")]
+    pub public_ips: Vec<SubResource>,
+}
+
+/// Public IP prefixes of the customer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OutboundIPPrefixes {
+    /// Their ids, or names.
+    #[serde(rename = "publicIPPrefixes", alias = "publicIpPrefixes")]
+    pub public_ip_prefixes: Vec<SubResource>,
+}
+
+/// Egress through a NAT gateway: `natGatewayProfile` of AKS.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NatGatewayProfile {
+    /// Addresses made here.
+    #[serde(rename = "managedOutboundIPProfile", skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "managedOutboundIpProfile")]
+    pub managed_outbound_ip_profile: Option<ManagedOutboundIPs>,
+    /// Minutes without a packet that end a flow; 4 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_in_minutes: Option<i64>,
+    /// The customer's NAT gateway, by id or name, for `userAssignedNATGateway`; none given: the
+    /// only one that exists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nat_gateway: Option<SubResource>,
+}
+
+/// A group of nodes that grows and is upgraded together.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodePool {
+    /// Name; nodes belong by label `kubernetes.azure.com/agentpool` or `agentpool`.
+    pub name: String,
+    /// Nodes; none given: counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<i64>,
+    /// The most that the autoscaler makes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_count: Option<i64>,
+    /// Nodes more while upgrading: a number or a percentage; 1 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_surge: Option<serde_json::Value>,
+}
+
+/// Public addresses of the region.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PublicIPPool {
+    /// Name and age.
+    pub metadata: ObjectMeta,
+    /// Which addresses.
+    pub spec: PublicIPPoolSpec,
+}
+
+/// Which addresses a [`PublicIPPool`] has.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PublicIPPoolSpec {
+    /// CIDRs, single addresses, or `first-last`; handed out in this order.
+    #[serde(alias = "addresses", alias = "cidrs", alias = "ranges", alias = "addressPrefixes")]
+    pub prefixes: Vec<String>,
+}
+
+/// A public address that somebody made and owns: used where it is named, never deleted.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PublicIPAddress {
+    /// Name.
+    pub metadata: ObjectMeta,
+    /// What is wanted.
+    pub spec: PublicIPAddressSpec,
+}
+
+/// What is wanted of a [`PublicIPAddress`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PublicIPAddressSpec {
+    /// The address; none given: the next one of the pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip_address: Option<IpAddr>,
+    /// `IPv4` (default) or `IPv6`.
+    #[serde(rename = "publicIPAddressVersion", skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "publicIpAddressVersion", alias = "ipFamily")]
+    pub public_ip_address_version: Option<String>,
+    /// SKU; none given: the cluster's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sku: Option<LoadBalancerSku>,
+    /// Tags.
+    #[serde(skip_serializing_if = "Tags::is_empty")]
+    pub tags: Tags,
+    /// IP tags.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ip_tags: Vec<IpTag>,
+    /// Zones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub zones: Vec<String>,
+}
