@@ -1,2 +1,32 @@
-//! The one binary.
-fn main() {}
+//! The one binary: reads the command line, runs one subcommand, turns its outcome into an exit
+//! status. What a subcommand does is in the file of its name.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod echo;
+mod print;
+
+/// LoadBalancer Services and explainable egress SNAT for any Kubernetes cluster on Linux.
+#[derive(Parser)]
+#[command(name = "deguchi", version, propagate_version = true, disable_help_subcommand = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Echo(echo::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match CommandLine::parse().command {
+        Command::Echo(arguments) => echo::run(arguments),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => print::failure(&error),
+    }
+}

@@ -1,1 +1,3 @@
 //! A small cluster of network namespaces on one machine.
+
+pub mod echo;
