@@ -3,5 +3,11 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod decide;
 pub mod kubernetes;
+pub mod lease;
+pub mod objects;
+pub mod pods;
+mod ports;
 pub mod resources;
+pub mod runtime;
