@@ -1,0 +1,54 @@
+# The one list of commands. `make` alone prints it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build lab test lint bench clean
+
+# cargo installs bpf-linker into its own folder, and ip and nft live in sbin on Debian.
+CARGO_HOME ?= $(HOME)/.cargo
+export PATH := $(CARGO_HOME)/bin:$(PATH):/usr/sbin:/sbin
+CARGO ?= cargo
+
+# Network namespaces and eBPF need root. Only what needs it gets it: cargo itself runs as you, so
+# that nothing under target/ belongs to root.
+ifneq ($(shell id -u),0)
+SUDO := $(if $(shell command -v sudo),sudo -E env "PATH=$(PATH)",)
+HOST = $(shell rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)
+AS_ROOT = export CARGO_TARGET_$(HOST)_RUNNER='sudo -E env "PATH=$(PATH)"';
+NEEDS_ROOT = $(if $(SUDO),,@echo 'make $@: needs root (network namespaces, eBPF), and there is \
+no sudo here: run it as root' >&2; exit 1)
+endif
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: ## install what building and testing need and this machine lacks
+	@scripts/setup
+
+build: setup ## leave the one binary in target/release/deguchi
+	$(CARGO) build --release --locked --package deguchi
+
+lab: ## set up, build, play the cases with real packets, print the table
+	$(NEEDS_ROOT)
+	@$(MAKE) --no-print-directory build
+	$(SUDO) target/release/deguchi lab replay
+
+test: ## set up, then run all tests: unit, property, kernel, lab
+	$(NEEDS_ROOT)
+	@$(MAKE) --no-print-directory setup
+	$(AS_ROOT) $(CARGO) test --locked --workspace --exclude ebpf --no-fail-fast
+
+lint: setup ## formatting, clippy, licences (cargo-deny) and shell scripts, each as far as installed
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --exclude ebpf --all-targets -- --deny warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check; \
+	else echo 'lint: no cargo-deny here, licences and sources not checked' >&2; fi
+	@if command -v shellcheck >/dev/null; then shellcheck scripts/* .ci/run; \
+	else echo 'lint: no shellcheck here, shell scripts not checked' >&2; fi
+
+bench: setup ## measure; results as a table and as JSON under target/ (minutes, wants an idle machine)
+	$(NEEDS_ROOT)
+	$(AS_ROOT) $(CARGO) bench --locked --package lab
+
+clean: ## remove what was built
+	$(CARGO) clean
