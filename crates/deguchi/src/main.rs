@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod echo;
+mod lab;
+mod lab_host;
 mod print;
 
 /// LoadBalancer Services and explainable egress SNAT for any Kubernetes cluster on Linux.
@@ -18,12 +20,17 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    Lab(lab::Arguments),
     Echo(echo::Arguments),
+    #[command(hide = true)]
+    LabHost(lab_host::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match CommandLine::parse().command {
+        Command::Lab(arguments) => lab::run(arguments),
         Command::Echo(arguments) => echo::run(arguments),
+        Command::LabHost(arguments) => lab_host::run(arguments),
     };
     match outcome {
         Ok(code) => code,

@@ -41,3 +41,8 @@ pub fn failure(error: &anyhow::Error) -> ExitCode {
     eprintln!("deguchi: {line}");
     ExitCode::from(2)
 }
+
+/// Tells what long-running work is at.
+pub fn progress(step: &str) {
+    eprintln!("deguchi: {step}");
+}

@@ -4,8 +4,11 @@
 pub mod command;
 pub mod echo;
 pub mod host;
+pub mod kubelet;
+pub mod life;
 pub mod namespace;
 pub mod place;
 pub mod process;
+pub mod role;
 pub mod store;
 pub mod wiring;

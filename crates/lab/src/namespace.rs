@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -61,6 +62,16 @@ pub fn within<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> R
         });
         thread.join().unwrap_or_else(|_| Err(anyhow!("a thread in {name} panicked")))
     })
+}
+
+/// Becomes a command inside a namespace. Returns only if that fails.
+pub fn become_command(name: &str, command: &[String]) -> anyhow::Error {
+    let Some((program, arguments)) = command.split_first() else { return anyhow!("no command") };
+    if let Err(error) = enter(name) {
+        return error;
+    }
+    let error = std::process::Command::new(program).args(arguments).exec();
+    anyhow!(error).context(format!("cannot run {program}"))
 }
 
 /// Sets kernel parameters of a namespace, each as (path below /proc/sys, value).
