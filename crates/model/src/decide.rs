@@ -696,11 +696,9 @@ fn default_outbound(asked: &Asked<'_>, why: &mut Vec<Step>) -> Option<Outbound> 
         return None;
     }
     let network = objects.node_networks.get(asked.node);
-    let drawn = network
-        .and_then(|network| network.spec.default_outbound_ip.as_ref())
-        .filter(|drawn| !drawn.superseded);
+    let drawn = network.and_then(|network| network.spec.default_outbound_ip());
     let frontends: Vec<Frontend> = drawn
-        .map(|drawn| Frontend { name: "default outbound".into(), address: drawn.address })
+        .map(|address| Frontend { name: "default outbound".into(), address })
         .into_iter()
         .collect();
     let found = match frontends.first() {

@@ -1,13 +1,24 @@
 //! The cluster as values and the slow brains: what should be, and what to change to get there.
+//!
+//! [`reconcile`] is what the controller runs: from the objects that exist to the writes that are
+//! due. [`tables`] is what agents and muxes run: from the objects to what the kernel holds.
+//! [`decide`] is the outbound decision that both and `explain` share. Everything here is a pure
+//! function: the time and the seed are arguments.
 
 #![forbid(unsafe_code)]
 
+pub mod addresses;
+pub mod backends;
 pub mod cluster;
 pub mod decide;
 pub mod kubernetes;
 pub mod lease;
+pub mod maglev;
 pub mod objects;
+mod places;
 pub mod pods;
 mod ports;
+pub mod reconcile;
 pub mod resources;
 pub mod runtime;
+pub mod tables;

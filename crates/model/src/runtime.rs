@@ -50,12 +50,20 @@ pub struct NodeNetworkSpec {
     /// The node's own public address.
     #[serde(rename = "instancePublicIP", skip_serializing_if = "Option::is_none")]
     pub instance_public_ip: Option<Ipv4Addr>,
-    /// The address that the platform drew for the node.
-    #[serde(rename = "defaultOutboundIP", skip_serializing_if = "Option::is_none")]
-    pub default_outbound_ip: Option<DefaultOutboundIP>,
-    /// Why the node holds fewer ports than it should.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub shortfall: Option<String>,
+    /// Addresses that the platform drew for the node: at most one that is not superseded.
+    #[serde(rename = "defaultOutboundIPs", skip_serializing_if = "Vec::is_empty")]
+    pub default_outbound_ips: Vec<DefaultOutboundIP>,
+    /// What the node should have and cannot get: a reason, and the numbers.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, String>,
+}
+
+impl NodeNetworkSpec {
+    /// The default outbound address that new flows use.
+    pub fn default_outbound_ip(&self) -> Option<Ipv4Addr> {
+        let current = self.default_outbound_ips.iter().find(|drawn| !drawn.superseded);
+        current.map(|drawn| drawn.address)
+    }
 }
 
 /// How new flows of one protocol leave a node.

@@ -1,0 +1,502 @@
+//! The tables of a node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use datapath::limits::{
+    BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, PRIVATE_RANGES_MAX, SEGMENTS_MAX, VIPS_MAX,
+};
+use datapath::tables::{
+    Block, Endpoint, Policy, RuleKey, Segment, Service, Source, Ticks, Translation, agent_flag,
+    block_flag, policy_flag, rule_flag,
+};
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{Address, TablesError, changed, gone, octets};
+use crate::addresses::existing;
+use crate::backends::public_rules;
+use crate::cluster::{IcmpEcho, LastHop};
+use crate::decide::{Method, Protocol, route_exceptions};
+use crate::lease::LeaseState;
+use crate::objects::Objects;
+use crate::places::{Runs, places};
+use crate::runtime::{NodeNetwork, NodeOutbound};
+
+/// Blocks whose positions share a word of a bitmap over positions: 64 positions / 8.
+const BLOCKS_PER_WORD: u32 = 8;
+
+/// Which policy stands where. The places are fixed, so a change of method is a change of one row.
+pub mod policy_index {
+    /// No way out.
+    pub const REFUSE: u8 = 0;
+    /// Somebody else translates.
+    pub const UNTRANSLATED: u8 = 1;
+    /// TCP of the node and its pods.
+    pub const TCP: u8 = 2;
+    /// UDP of the node and its pods.
+    pub const UDP: u8 = 3;
+    /// ICMP echo of the node and its pods.
+    pub const ICMP: u8 = 4;
+}
+
+/// Everything that the tables of a node hold. Rows of arrays that are all zeroes are left out.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct AgentTables {
+    /// Epoch of the order that this follows.
+    pub epoch: u32,
+    /// The node's address.
+    pub node: Address,
+    /// [`agent_flag`]s.
+    pub flags: u32,
+    /// Sources that leave by policies.
+    pub sources: BTreeMap<Ipv4Net, Source>,
+    /// Destinations that are not translated.
+    pub private_ranges: BTreeSet<Ipv4Net>,
+    /// Policies by index.
+    pub policies: BTreeMap<u32, Policy>,
+    /// The holding, by index. Blocks of one address fill whole words of positions.
+    pub blocks: BTreeMap<u32, Block>,
+    /// Positions that new flows may take, by word of 64; what is not set is barred.
+    pub open: BTreeMap<u32, u64>,
+    /// Addresses that blocks point to, by index.
+    pub frontends: BTreeMap<u32, Address>,
+    /// Public addresses of the cluster.
+    pub vips: BTreeSet<Address>,
+    /// Muxes that wrapped packets come from.
+    pub muxes: BTreeSet<Address>,
+    /// Service ports that pods of this node serve.
+    pub services: BTreeMap<RuleKey<Address>, Service>,
+    /// The pods, in runs.
+    pub endpoints: BTreeMap<u32, Endpoint<Address>>,
+}
+
+/// A change of one row. `None` and zeroes remove.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AgentEdit {
+    /// `sources`
+    Source(Ipv4Net, Option<Source>),
+    /// `private_ranges`: present or not.
+    PrivateRange(Ipv4Net, bool),
+    /// `policies`
+    Policy(u32, Policy),
+    /// `blocks`
+    Block(u32, Block),
+    /// Row 0 of `positions`: in this word, only these positions may be taken by new flows.
+    Open(u32, u64),
+    /// `frontends`
+    Frontend(u32, Address),
+    /// `vips`: present or not.
+    Vip(Address, bool),
+    /// `muxes`: present or not.
+    Mux(Address, bool),
+    /// `services`
+    Service(RuleKey<Address>, Option<Service>),
+    /// `endpoints`
+    Endpoint(u32, Endpoint<Address>),
+}
+
+/// What the tables of `node` should hold, where `present` is what they hold.
+///
+/// # Errors
+/// [`TablesError`]: there is nothing to apply, and what stands there stays.
+pub fn agent_tables(
+    objects: &Objects,
+    node: &str,
+    present: &AgentTables,
+) -> Result<AgentTables, TablesError> {
+    let (kind, name) = ("NodeNetwork", node.to_owned());
+    let Some(network) = objects.node_networks.get(node) else {
+        return Err(TablesError::Missing { kind, name });
+    };
+    let Some(address) = network.spec.address else {
+        return Err(TablesError::NoAddress { kind, name });
+    };
+    let offered = network.spec.epoch;
+    if offered < present.epoch {
+        return Err(TablesError::StaleEpoch { kind, name, applied: present.epoch, offered });
+    }
+    let mut tables = AgentTables {
+        epoch: offered,
+        node: octets(address),
+        flags: flags(objects, network),
+        sources: sources(objects, node, network, address),
+        private_ranges: untranslated(objects),
+        vips: existing(objects).into_iter().map(octets).take(VIPS_MAX as usize).collect(),
+        muxes: objects
+            .mux_networks
+            .values()
+            .filter_map(|mux| mux.spec.address)
+            .map(octets)
+            .collect(),
+        ..AgentTables::default()
+    };
+    tables.place_blocks(network, present);
+    tables.place_policies(network);
+    tables.place_services(objects, node, present);
+    Ok(tables)
+}
+
+fn flags(objects: &Objects, network: &NodeNetwork) -> u32 {
+    let cluster = objects.cluster();
+    let mut flags = 0;
+    if cluster.last_hop == LastHop::KubeProxy {
+        flags |= agent_flag::LAST_HOP_KUBE_PROXY;
+    }
+    if cluster.icmp_echo == IcmpEcho::Drop && network.spec.instance_public_ip.is_none() {
+        flags |= agent_flag::DROP_ICMP_ECHO;
+    }
+    flags
+}
+
+fn outbound(network: &NodeNetwork, protocol: Protocol) -> Option<&NodeOutbound> {
+    network.spec.outbound.iter().find(|outbound| outbound.protocol == protocol)
+}
+
+/// The node's own address and its pods'.
+fn sources(
+    objects: &Objects,
+    node: &str,
+    network: &NodeNetwork,
+    address: Ipv4Addr,
+) -> BTreeMap<Ipv4Net, Source> {
+    let policy = |protocol, own| match outbound(network, protocol).map(|found| found.method) {
+        Some(Method::UserDefinedRouting | Method::NotTranslated) => policy_index::UNTRANSLATED,
+        Some(
+            Method::NatGateway
+            | Method::InstancePublicIp
+            | Method::OutboundRule
+            | Method::ImplicitSnat
+            | Method::DefaultOutbound,
+        ) => own,
+        Some(Method::None) | None => policy_index::REFUSE,
+    };
+    let tcp = policy(Protocol::Tcp, policy_index::TCP);
+    let other = if tcp == policy_index::UNTRANSLATED { tcp } else { policy_index::REFUSE };
+    let source = Source {
+        tcp,
+        udp: policy(Protocol::Udp, policy_index::UDP),
+        icmp: policy(Protocol::Icmp, policy_index::ICMP),
+        other,
+    };
+    let pods = objects
+        .pods
+        .values()
+        .filter(|pod| pod.spec.node_name.as_deref() == Some(node) && !pod.spec.host_network)
+        .filter_map(|pod| pod.status.pod_ip)
+        .filter(|address| !network.spec.pod_cidrs.iter().any(|cidr| cidr.contains(address)))
+        .map(Ipv4Net::from);
+    [Ipv4Net::from(address)]
+        .into_iter()
+        .chain(network.spec.pod_cidrs.iter().copied())
+        .chain(pods)
+        .map(|net| (net.trunc(), source))
+        .collect()
+}
+
+/// Destinations that nobody here translates: private ranges, and routes to somebody else without
+/// the parts of them that lead to the Internet after all.
+fn untranslated(objects: &Objects) -> BTreeSet<Ipv4Net> {
+    let mut nets: Vec<Ipv4Net> = Vec::new();
+    let exceptions = route_exceptions(objects);
+    for elsewhere in exceptions.iter().filter(|exception| !exception.translated) {
+        let mut parts = vec![elsewhere.prefix];
+        let inside = |part: Ipv4Net| elsewhere.prefix.contains(&part) && part != elsewhere.prefix;
+        for hole in exceptions.iter().filter(|other| other.translated && inside(other.prefix)) {
+            parts = parts.into_iter().flat_map(|part| without(part, hole.prefix)).collect();
+        }
+        nets.extend(parts);
+    }
+    let private = objects.cluster().private_ranges().into_iter().filter_map(|net| match net {
+        IpNet::V4(net) => Some(net.trunc()),
+        IpNet::V6(_) => None,
+    });
+    // Private ranges come first where there are too many.
+    let nets = private.chain(Ipv4Net::aggregate(&nets));
+    nets.take(PRIVATE_RANGES_MAX as usize).collect()
+}
+
+/// `net` without `hole`.
+fn without(net: Ipv4Net, hole: Ipv4Net) -> Vec<Ipv4Net> {
+    if hole.contains(&net) {
+        return Vec::new();
+    }
+    if !net.contains(&hole) {
+        return vec![net];
+    }
+    // BOUND: prefixes grow by one bit each time, so 32 steps at most.
+    match net.subnets(net.prefix_len() + 1) {
+        Ok(halves) => halves.flat_map(|half| without(half, hole)).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+impl AgentTables {
+    /// Gives the holding its places. A word of positions belongs to one address.
+    fn place_blocks(&mut self, network: &NodeNetwork, present: &AgentTables) {
+        let addresses: BTreeSet<Address> =
+            network.spec.leases.iter().map(|lease| octets(lease.range.address)).collect();
+        let old: BTreeMap<Address, u32> =
+            present.frontends.iter().map(|(index, address)| (*address, *index)).collect();
+        let frontends = places(&old, addresses, 0, VIPS_MAX);
+        self.frontends = frontends.iter().map(|(address, index)| (*index, *address)).collect();
+
+        let mut wanted: BTreeMap<(u32, u16), bool> = BTreeMap::new();
+        for lease in &network.spec.leases {
+            let Some(frontend) = frontends.get(&octets(lease.range.address)) else { continue };
+            for start in lease.range.blocks() {
+                wanted.insert((*frontend, start), lease.state == LeaseState::Usable);
+            }
+        }
+        let mut free = FreePlaces::default();
+        let mut placed: BTreeMap<(u32, u16), u32> = BTreeMap::new();
+        for (index, block) in &present.blocks {
+            let frontend = u32::from(block.frontend);
+            free.take(*index, frontend);
+            if wanted.contains_key(&(frontend, block.start)) {
+                placed.entry((frontend, block.start)).or_insert(*index);
+            }
+        }
+        for key in wanted.keys() {
+            if !placed.contains_key(key)
+                && let Some(index) = free.next(key.0)
+            {
+                placed.insert(*key, index);
+            }
+        }
+        for ((frontend, start), index) in &placed {
+            let usable = wanted.get(&(*frontend, *start)).copied().unwrap_or(false);
+            let block = Block {
+                frontend: *frontend as u16,
+                start: *start,
+                flags: if usable { block_flag::USABLE } else { 0 },
+                reserved: 0,
+            };
+            self.blocks.insert(*index, block);
+            if usable {
+                let bits = 0xff << (index % BLOCKS_PER_WORD * BLOCK_PORTS);
+                *self.open.entry(index / BLOCKS_PER_WORD).or_insert(0) |= bits;
+            }
+        }
+    }
+
+    fn place_policies(&mut self, network: &NodeNetwork) {
+        let untranslated =
+            Policy { translation: Translation::Untranslated as u8, ..Policy::default() };
+        self.policies.insert(policy_index::UNTRANSLATED.into(), untranslated);
+        let own = [
+            (Protocol::Tcp, policy_index::TCP),
+            (Protocol::Udp, policy_index::UDP),
+            (Protocol::Icmp, policy_index::ICMP),
+        ];
+        for (protocol, index) in own {
+            let Some(outbound) = outbound(network, protocol) else { continue };
+            if !outbound.method.translates() {
+                continue;
+            }
+            let idle = Ticks::from_seconds(outbound.idle_timeout_in_minutes * 60).0;
+            let mut policy = Policy {
+                translation: Translation::Ports as u8,
+                flags: if outbound.enable_tcp_reset { policy_flag::TCP_RESET } else { 0 },
+                idle_tcp: idle,
+                idle_udp: idle,
+                idle_icmp: idle,
+                ..Policy::default()
+            };
+            let segments = outbound.addresses.iter().flat_map(|address| self.segments(*address));
+            for (place, segment) in policy.blocks.iter_mut().zip(segments.take(SEGMENTS_MAX)) {
+                *place = segment;
+                policy.segments += 1;
+            }
+            self.policies.insert(index.into(), policy);
+        }
+    }
+
+    /// Runs of words in which `address` has ports for new flows.
+    fn segments(&self, address: Ipv4Addr) -> Vec<Segment> {
+        let usable = self.blocks.iter().filter(|(_, block)| {
+            block.flags & block_flag::USABLE != 0
+                && self.frontends.get(&block.frontend.into()) == Some(&octets(address))
+        });
+        let mut segments: Vec<Segment> = Vec::new();
+        for (index, _) in usable {
+            let index = *index as u16;
+            let word = index / BLOCKS_PER_WORD as u16;
+            match segments.last_mut() {
+                Some(last)
+                    if (last.first + last.count - 1) / BLOCKS_PER_WORD as u16 + 1 >= word =>
+                {
+                    last.count = index - last.first + 1;
+                }
+                _ => {
+                    let first = word * BLOCKS_PER_WORD as u16;
+                    segments.push(Segment { first, count: index - first + 1 });
+                }
+            }
+        }
+        segments
+    }
+
+    fn place_services(&mut self, objects: &Objects, node: &str, present: &AgentTables) {
+        let kube_proxy = objects.cluster().last_hop == LastHop::KubeProxy;
+        let run = |service: &Service| {
+            let rows = (service.first..service.first + service.count)
+                .map(|index| present.endpoints.get(&index).copied().unwrap_or_default())
+                .collect();
+            (service.first, rows)
+        };
+        let mut runs = Runs::new(present.services.values().map(run), ENDPOINTS_MAX);
+        for (key, rule) in public_rules(objects) {
+            let endpoints: Vec<Endpoint<Address>> = rule
+                .backends
+                .iter()
+                .filter(|backend| backend.node == node)
+                .map(|backend| Endpoint {
+                    address: octets(backend.address),
+                    port: backend.port.to_be_bytes(),
+                    reserved: [0; 2],
+                })
+                .collect();
+            let count = endpoints.len() as u32;
+            if count == 0 && !kube_proxy {
+                continue;
+            }
+            let Some(first) = runs.place(endpoints) else { continue };
+            let mut flags = 0;
+            if rule.client_affinity {
+                flags |= rule_flag::CLIENT_AFFINITY;
+            }
+            if rule.tcp_reset {
+                flags |= rule_flag::TCP_RESET;
+            }
+            let idle = Ticks::from_seconds(rule.idle_minutes * 60).0;
+            self.services.insert(key, Service { first, count, idle, flags });
+        }
+        self.endpoints = runs.rows();
+    }
+
+    /// The changes that lead from `present` to these tables, in order.
+    pub fn edits(&self, present: &AgentTables) -> Vec<AgentEdit> {
+        let mut edits = Vec::new();
+        // Ports that new flows may no longer take, first of all.
+        for (word, was) in &present.open {
+            let keep = was & self.open.get(word).copied().unwrap_or(0);
+            if keep != *was {
+                edits.push(AgentEdit::Open(*word, keep));
+            }
+        }
+        edits.extend(self.vips.difference(&present.vips).map(|vip| AgentEdit::Vip(*vip, true)));
+        edits.extend(self.muxes.difference(&present.muxes).map(|mux| AgentEdit::Mux(*mux, true)));
+        let added = self.private_ranges.difference(&present.private_ranges);
+        edits.extend(added.map(|net| AgentEdit::PrivateRange(*net, true)));
+        let frontends = changed(&present.frontends, &self.frontends);
+        edits.extend(frontends.map(|(index, address)| AgentEdit::Frontend(*index, *address)));
+        let blocks = changed(&present.blocks, &self.blocks);
+        edits.extend(blocks.map(|(index, block)| AgentEdit::Block(*index, *block)));
+        for (word, bits) in &self.open {
+            let was = present.open.get(word).copied().unwrap_or(0);
+            if bits & !was != 0 {
+                edits.push(AgentEdit::Open(*word, *bits));
+            }
+        }
+        let endpoints = changed(&present.endpoints, &self.endpoints);
+        edits.extend(endpoints.map(|(index, row)| AgentEdit::Endpoint(*index, *row)));
+        let policies = changed(&present.policies, &self.policies);
+        edits.extend(policies.map(|(index, policy)| AgentEdit::Policy(*index, *policy)));
+        let sources = changed(&present.sources, &self.sources);
+        edits.extend(sources.map(|(net, source)| AgentEdit::Source(*net, Some(*source))));
+        let services = changed(&present.services, &self.services);
+        edits.extend(services.map(|(key, row)| AgentEdit::Service(*key, Some(*row))));
+
+        let services = gone(&present.services, &self.services);
+        edits.extend(services.map(|key| AgentEdit::Service(*key, None)));
+        let sources = gone(&present.sources, &self.sources);
+        edits.extend(sources.map(|net| AgentEdit::Source(*net, None)));
+        let policies = gone(&present.policies, &self.policies);
+        edits.extend(policies.map(|index| AgentEdit::Policy(*index, Policy::default())));
+        let endpoints = gone(&present.endpoints, &self.endpoints);
+        edits.extend(endpoints.map(|index| AgentEdit::Endpoint(*index, Endpoint::default())));
+        let blocks = gone(&present.blocks, &self.blocks);
+        edits.extend(blocks.map(|index| AgentEdit::Block(*index, Block::default())));
+        let frontends = gone(&present.frontends, &self.frontends);
+        edits.extend(frontends.map(|index| AgentEdit::Frontend(*index, Address::default())));
+        let removed = present.private_ranges.difference(&self.private_ranges);
+        edits.extend(removed.map(|net| AgentEdit::PrivateRange(*net, false)));
+        edits.extend(present.muxes.difference(&self.muxes).map(|mux| AgentEdit::Mux(*mux, false)));
+        edits.extend(present.vips.difference(&self.vips).map(|vip| AgentEdit::Vip(*vip, false)));
+        edits
+    }
+
+    /// Carries out one edit, as the kernel does.
+    pub fn apply(&mut self, edit: &AgentEdit) {
+        fn put<K: Ord + Clone, V: PartialEq + Default + Clone>(
+            map: &mut BTreeMap<K, V>,
+            key: &K,
+            value: &V,
+        ) {
+            match *value == V::default() {
+                true => drop(map.remove(key)),
+                false => drop(map.insert(key.clone(), value.clone())),
+            }
+        }
+        fn set<K: Ord + Clone>(set: &mut BTreeSet<K>, key: &K, present: bool) {
+            match present {
+                true => set.insert(key.clone()),
+                false => set.remove(key),
+            };
+        }
+        match edit {
+            AgentEdit::Source(net, Some(source)) => drop(self.sources.insert(*net, *source)),
+            AgentEdit::Source(net, None) => drop(self.sources.remove(net)),
+            AgentEdit::PrivateRange(net, present) => set(&mut self.private_ranges, net, *present),
+            AgentEdit::Policy(index, policy) => put(&mut self.policies, index, policy),
+            AgentEdit::Block(index, block) => put(&mut self.blocks, index, block),
+            AgentEdit::Open(word, bits) => put(&mut self.open, word, bits),
+            AgentEdit::Frontend(index, address) => put(&mut self.frontends, index, address),
+            AgentEdit::Vip(vip, present) => set(&mut self.vips, vip, *present),
+            AgentEdit::Mux(mux, present) => set(&mut self.muxes, mux, *present),
+            AgentEdit::Service(key, Some(row)) => drop(self.services.insert(*key, *row)),
+            AgentEdit::Service(key, None) => drop(self.services.remove(key)),
+            AgentEdit::Endpoint(index, row) => put(&mut self.endpoints, index, row),
+        }
+    }
+}
+
+/// Free places of blocks. A word of positions belongs to one address.
+#[derive(Default)]
+struct FreePlaces {
+    /// Places in use.
+    taken: BTreeSet<u32>,
+    /// Whose each word is.
+    words: BTreeMap<u32, u32>,
+    /// Free places in each address's own words, the lowest last; made at the first question.
+    own: BTreeMap<u32, Vec<u32>>,
+    /// Words below are somebody's.
+    next_word: u32,
+}
+
+impl FreePlaces {
+    fn take(&mut self, index: u32, frontend: u32) {
+        self.taken.insert(index);
+        self.words.entry(index / BLOCKS_PER_WORD).or_insert(frontend);
+    }
+
+    /// The lowest free place in a word that is the address's own, else in a word that is nobody's.
+    fn next(&mut self, frontend: u32) -> Option<u32> {
+        let places = |word: u32| word * BLOCKS_PER_WORD..(word + 1) * BLOCKS_PER_WORD;
+        let own = self.own.entry(frontend).or_insert_with(|| {
+            let words = self.words.iter().rev().filter(|(_, owner)| **owner == frontend);
+            words
+                .flat_map(|(word, _)| places(*word).rev())
+                .filter(|index| !self.taken.contains(index))
+                .collect()
+        });
+        if own.is_empty() {
+            let words = self.next_word..BLOCKS_MAX / BLOCKS_PER_WORD;
+            let word = words.into_iter().find(|word| !self.words.contains_key(word))?;
+            self.next_word = word + 1;
+            self.words.insert(word, frontend);
+            own.extend(places(word).rev());
+        }
+        own.pop()
+    }
+}

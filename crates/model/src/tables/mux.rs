@@ -1,0 +1,295 @@
+//! The tables of a mux.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use datapath::limits::{
+    ALLOWED_SOURCES_MAX, BLOCK_PORTS, MAGLEV_ENTRIES_MAX, NODES_MAX, RULES_MAX, VIPS_MAX,
+};
+use datapath::tables::{Node, Owners, Rule, RuleKey, Vip, owner, rule_flag};
+use ipnet::Ipv4Net;
+
+use super::{Address, TablesError, changed, gone, octets};
+use crate::addresses::existing;
+use crate::backends::public_rules;
+use crate::maglev;
+use crate::objects::Objects;
+use crate::places::{Runs, places};
+use crate::reconcile::listeners;
+use crate::runtime::fingerprint;
+
+/// Blocks, or Maglev entries, in a row.
+const PER_ROW: u32 = 4;
+/// Blocks of one address.
+const BLOCKS_PER_VIP: u32 = owner::ROWS_PER_VIP * PER_ROW;
+
+/// Everything that the tables of a mux hold. Rows of arrays that are all zeroes are left out.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MuxTables {
+    /// Epoch up to which every order is in these tables.
+    pub epoch: u32,
+    /// The mux's address.
+    pub address: Address,
+    /// Where it sends wrapped packets.
+    pub gateway: Option<Ipv4Addr>,
+    /// Public addresses of the cluster.
+    pub vips: BTreeMap<Address, Vip>,
+    /// Who owns which blocks, by row.
+    pub owners: BTreeMap<u32, Owners>,
+    /// Nodes by index; 0 is nobody.
+    pub nodes: BTreeMap<u32, Node<Address>>,
+    /// Load-balancing rules.
+    pub rules: BTreeMap<RuleKey<Address>, Rule>,
+    /// Maglev tables, by row.
+    pub maglev: BTreeMap<u32, Owners>,
+    /// Who may connect, by rule.
+    pub allowed_sources: BTreeSet<(u32, Ipv4Net)>,
+}
+
+/// A change of one row. `None` and zeroes remove.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MuxEdit {
+    /// `vips`
+    Vip(Address, Option<Vip>),
+    /// `owners`
+    Owners(u32, Owners),
+    /// `nodes`
+    Node(u32, Node<Address>),
+    /// `rules`
+    Rule(RuleKey<Address>, Option<Rule>),
+    /// `maglev`
+    Maglev(u32, Owners),
+    /// `allowed_sources`: rule, sources, present or not.
+    AllowedSource(u32, Ipv4Net, bool),
+}
+
+/// What the tables of `mux` should hold, where `present` is what they hold.
+///
+/// # Errors
+/// [`TablesError`]: there is nothing to apply, and what stands there stays.
+pub fn mux_tables(
+    objects: &Objects,
+    mux: &str,
+    present: &MuxTables,
+) -> Result<MuxTables, TablesError> {
+    let (kind, name) = ("MuxNetwork", mux.to_owned());
+    let Some(network) = objects.mux_networks.get(mux) else {
+        return Err(TablesError::Missing { kind, name });
+    };
+    let Some(address) = network.spec.address else {
+        return Err(TablesError::NoAddress { kind, name });
+    };
+    let offered = network.spec.epoch;
+    if offered < present.epoch {
+        return Err(TablesError::StaleEpoch { kind, name, applied: present.epoch, offered });
+    }
+    // Who has not seen every order up to the epoch must not acknowledge it.
+    let has_seen_all = fingerprint(objects.node_networks.values()) == network.spec.fingerprint;
+    let mut tables = MuxTables {
+        epoch: if has_seen_all { offered } else { present.epoch },
+        address: octets(address),
+        gateway: network.spec.gateway,
+        ..MuxTables::default()
+    };
+    let nodes = tables.place_nodes(objects, present);
+    tables.place_vips(objects, present);
+    tables.fill_owners(objects, &nodes);
+    tables.place_rules(objects, present, &nodes);
+    Ok(tables)
+}
+
+impl MuxTables {
+    /// Gives nodes their places; the places by node name.
+    fn place_nodes(&mut self, objects: &Objects, present: &MuxTables) -> BTreeMap<String, u16> {
+        let addresses: BTreeMap<&String, Address> = objects
+            .node_networks
+            .iter()
+            .filter_map(|(name, network)| Some((name, octets(network.spec.address?))))
+            .collect();
+        let old = present.nodes.iter().map(|(index, node)| (node.address, *index)).collect();
+        let given = places(&old, addresses.values().copied(), 1, NODES_MAX);
+        self.nodes = given
+            .iter()
+            .map(|(address, index)| (*index, Node { address: *address, present: 1 }))
+            .collect();
+        addresses
+            .into_iter()
+            .filter_map(|(name, address)| Some((name.clone(), *given.get(&address)? as u16)))
+            .collect()
+    }
+
+    fn place_vips(&mut self, objects: &Objects, present: &MuxTables) {
+        let old = present.vips.iter().map(|(address, vip)| (*address, vip.index)).collect();
+        let given = places(&old, existing(objects).into_iter().map(octets), 0, VIPS_MAX);
+        self.vips = given.into_iter().map(|(address, index)| (address, Vip { index })).collect();
+    }
+
+    /// Leases first: a block goes to its listeners when nobody holds it any more.
+    fn fill_owners(&mut self, objects: &Objects, nodes: &BTreeMap<String, u16>) {
+        for (address, ports) in listeners(objects) {
+            for port in ports {
+                self.set_owner(octets(address), u32::from(port) / BLOCK_PORTS, owner::RULES);
+            }
+        }
+        for (name, network) in &objects.node_networks {
+            let Some(index) = nodes.get(name) else { continue };
+            for lease in &network.spec.leases {
+                let address = octets(lease.range.address);
+                if network.spec.instance_public_ip == Some(lease.range.address) {
+                    // The whole address is the node's, ports that are no SNAT ports too.
+                    for block in 0..BLOCKS_PER_VIP {
+                        self.set_owner(address, block, *index);
+                    }
+                    continue;
+                }
+                for start in lease.range.blocks() {
+                    self.set_owner(address, u32::from(start) / BLOCK_PORTS, *index);
+                }
+            }
+        }
+    }
+
+    fn set_owner(&mut self, vip: Address, block: u32, value: u16) {
+        let Some(vip) = self.vips.get(&vip) else { return };
+        let row = vip.index * owner::ROWS_PER_VIP + block / PER_ROW;
+        self.owners.entry(row).or_default().0[(block % PER_ROW) as usize] = value;
+    }
+
+    fn place_rules(
+        &mut self,
+        objects: &Objects,
+        present: &MuxTables,
+        nodes: &BTreeMap<String, u16>,
+    ) {
+        let rules = public_rules(objects);
+        let old = present.rules.iter().map(|(key, rule)| (*key, rule.id)).collect();
+        let ids = places(&old, rules.keys().copied(), 1, RULES_MAX);
+        let run = |rule: &Rule| {
+            let first = rule.maglev_first / PER_ROW;
+            let rows = (first..first + rule.maglev_count.div_ceil(PER_ROW))
+                .map(|row| present.maglev.get(&row).copied().unwrap_or_default())
+                .collect();
+            (first, rows)
+        };
+        let mut runs = Runs::new(present.rules.values().map(run), MAGLEV_ENTRIES_MAX / PER_ROW);
+        let mut tables: BTreeMap<BTreeMap<String, u32>, (u32, u32)> = BTreeMap::new();
+        for (key, rule) in rules {
+            let Some(id) = ids.get(&key).copied() else { continue };
+            let mut weights = rule.weights();
+            weights.retain(|name, _| nodes.contains_key(name));
+            let (maglev_first, maglev_count) = match tables.get(&weights) {
+                Some(place) => *place,
+                None => {
+                    let (rows, count) = maglev_rows(&weights, nodes);
+                    // Where there is no room for a table there are no backends.
+                    let place = runs.place(rows).map_or((0, 0), |row| (row * PER_ROW, count));
+                    tables.insert(weights, place);
+                    place
+                }
+            };
+            let mut flags = 0;
+            if rule.client_affinity {
+                flags |= rule_flag::CLIENT_AFFINITY;
+            }
+            if rule.tcp_reset {
+                flags |= rule_flag::TCP_RESET;
+            }
+            if let Some(sources) = rule.allowed_sources {
+                flags |= rule_flag::RESTRICTED;
+                let room =
+                    (ALLOWED_SOURCES_MAX as usize).saturating_sub(self.allowed_sources.len());
+                let sources = sources.into_iter().map(|net| (id, net.trunc()));
+                self.allowed_sources.extend(sources.take(room));
+            }
+            self.rules.insert(key, Rule { id, flags, maglev_first, maglev_count });
+        }
+        self.maglev = runs.rows();
+        self.maglev.retain(|_, row| *row != Owners::default());
+    }
+
+    /// The changes that lead from `present` to these tables, in order.
+    pub fn edits(&self, present: &MuxTables) -> Vec<MuxEdit> {
+        let mut edits = Vec::new();
+        let sources = self.allowed_sources.difference(&present.allowed_sources);
+        edits.extend(sources.map(|(rule, net)| MuxEdit::AllowedSource(*rule, *net, true)));
+        let nodes = changed(&present.nodes, &self.nodes);
+        edits.extend(nodes.map(|(index, node)| MuxEdit::Node(*index, *node)));
+        let maglev = changed(&present.maglev, &self.maglev);
+        edits.extend(maglev.map(|(row, entries)| MuxEdit::Maglev(*row, *entries)));
+        let rules = changed(&present.rules, &self.rules);
+        edits.extend(rules.map(|(key, rule)| MuxEdit::Rule(*key, Some(*rule))));
+        let owners = changed(&present.owners, &self.owners);
+        edits.extend(owners.map(|(row, owners)| MuxEdit::Owners(*row, *owners)));
+        let vips = changed(&present.vips, &self.vips);
+        edits.extend(vips.map(|(address, vip)| MuxEdit::Vip(*address, Some(*vip))));
+
+        let vips = gone(&present.vips, &self.vips);
+        edits.extend(vips.map(|address| MuxEdit::Vip(*address, None)));
+        let owners = gone(&present.owners, &self.owners);
+        edits.extend(owners.map(|row| MuxEdit::Owners(*row, Owners::default())));
+        let rules = gone(&present.rules, &self.rules);
+        edits.extend(rules.map(|key| MuxEdit::Rule(*key, None)));
+        let maglev = gone(&present.maglev, &self.maglev);
+        edits.extend(maglev.map(|row| MuxEdit::Maglev(*row, Owners::default())));
+        let nodes = gone(&present.nodes, &self.nodes);
+        edits.extend(nodes.map(|index| MuxEdit::Node(*index, Node::default())));
+        let sources = present.allowed_sources.difference(&self.allowed_sources);
+        edits.extend(sources.map(|(rule, net)| MuxEdit::AllowedSource(*rule, *net, false)));
+        edits
+    }
+
+    /// Carries out one edit, as the kernel does.
+    pub fn apply(&mut self, edit: &MuxEdit) {
+        match edit {
+            MuxEdit::Vip(address, Some(vip)) => drop(self.vips.insert(*address, *vip)),
+            MuxEdit::Vip(address, None) => drop(self.vips.remove(address)),
+            MuxEdit::Owners(row, owners) if *owners == Owners::default() => {
+                self.owners.remove(row);
+            }
+            MuxEdit::Owners(row, owners) => drop(self.owners.insert(*row, *owners)),
+            MuxEdit::Node(index, node) if node.present == 0 => drop(self.nodes.remove(index)),
+            MuxEdit::Node(index, node) => drop(self.nodes.insert(*index, *node)),
+            MuxEdit::Rule(key, Some(rule)) => drop(self.rules.insert(*key, *rule)),
+            MuxEdit::Rule(key, None) => drop(self.rules.remove(key)),
+            MuxEdit::Maglev(row, entries) if *entries == Owners::default() => {
+                self.maglev.remove(row);
+            }
+            MuxEdit::Maglev(row, entries) => drop(self.maglev.insert(*row, *entries)),
+            MuxEdit::AllowedSource(rule, net, true) => {
+                self.allowed_sources.insert((*rule, *net));
+            }
+            MuxEdit::AllowedSource(rule, net, false) => {
+                self.allowed_sources.remove(&(*rule, *net));
+            }
+        }
+    }
+
+    /// Who owns a port of a public address, as the program finds it.
+    pub fn owner(&self, vip: Address, port: u16) -> u16 {
+        let Some(vip) = self.vips.get(&vip) else { return owner::NONE };
+        let block = u32::from(port) / BLOCK_PORTS;
+        let row = vip.index * owner::ROWS_PER_VIP + block / PER_ROW;
+        self.owners.get(&row).map_or(owner::NONE, |row| row.0[(block % PER_ROW) as usize])
+    }
+}
+
+/// The Maglev table of these weights as rows of node indices, and its number of entries.
+fn maglev_rows(
+    weights: &BTreeMap<String, u32>,
+    nodes: &BTreeMap<String, u16>,
+) -> (Vec<Owners>, u32) {
+    let indices: Vec<u16> =
+        weights.keys().map(|name| nodes.get(name).copied().unwrap_or(owner::NONE)).collect();
+    let table = maglev::table(weights);
+    let rows = table
+        .chunks(PER_ROW as usize)
+        .map(|entries| {
+            let mut row = Owners::default();
+            for (place, entry) in row.0.iter_mut().zip(entries) {
+                *place = indices[usize::from(*entry)];
+            }
+            row
+        })
+        .collect();
+    (rows, table.len() as u32)
+}
