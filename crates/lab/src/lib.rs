@@ -1,6 +1,8 @@
 //! A small cluster of network namespaces on one machine: real programs on real interfaces, a
 //! simulated Internet around them, and faults on demand.
 
+pub mod capture;
+pub mod client;
 pub mod command;
 pub mod echo;
 pub mod host;

@@ -35,7 +35,7 @@ impl Record {
     }
 }
 
-/// Starts `program` in a session of its own, its output going to `log`.
+/// Starts `program` in a process group of its own, its output going to `log`.
 pub fn start(program: &Path, arguments: &[String], log: &Path) -> Result<Record> {
     let file = log_file(log)?;
     let errors = file.try_clone().context("cannot share the log file")?;

@@ -1,0 +1,168 @@
+//! What really arrives on the Internet's own interface, as a packet socket there sees it. The
+//! lab's evidence: it owes nothing to the product's own counters or to what a server says.
+
+use std::collections::BTreeSet;
+use std::io::IoSliceMut;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, socket,
+};
+
+use crate::host::Host;
+use crate::namespace;
+use crate::place::Place;
+
+/// linux/if_packet.h: a packet that this host itself sends.
+const PACKET_OUTGOING: u8 = 4;
+/// How soon a capture notices that it should end.
+const TICK: Duration = Duration::from_millis(20);
+/// Packets that one capture remembers; the rest are counted as lost.
+pub const PACKETS_MAX: usize = 1_000_000;
+
+/// A packet that arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Packet {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Where it came from; port 0 for what has none.
+    pub source: SocketAddrV4,
+    /// Where it went to; port 0 for what has none.
+    pub destination: SocketAddrV4,
+    /// TCP flags; 0 for other protocols.
+    pub flags: u8,
+}
+
+/// A running capture.
+pub struct Capture {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Vec<Packet>>>,
+}
+
+impl Capture {
+    /// Starts capturing what arrives at a host; from the return on, nothing is missed.
+    pub fn start(place: &Place, host: Host) -> Result<Capture> {
+        let socket = namespace::within(&place.namespace(host), || {
+            socket(
+                AddressFamily::Packet,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+                SockProtocol::EthAll,
+            )
+            .context("cannot open a packet socket")
+        })?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen_by_thread = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("capture".to_owned())
+            .spawn(move || collect(&socket, &seen_by_thread))
+            .context("cannot start a thread")?;
+        Ok(Capture { stop, thread })
+    }
+
+    /// Ends the capture and gives everything that arrived meanwhile.
+    pub fn finish(self) -> Result<Vec<Packet>> {
+        self.stop.store(true, Ordering::Release);
+        self.thread.join().unwrap_or_else(|_| Err(anyhow!("the capture panicked")))
+    }
+}
+
+/// The addresses from which packets of a protocol went to `destination`.
+pub fn sources(packets: &[Packet], protocol: u8, destination: SocketAddrV4) -> BTreeSet<Ipv4Addr> {
+    packets
+        .iter()
+        .filter(|packet| packet.protocol == protocol && packet.destination == destination)
+        .map(|packet| *packet.source.ip())
+        .collect()
+}
+
+fn collect(socket: &OwnedFd, stop: &AtomicBool) -> Result<Vec<Packet>> {
+    let mut packets = Vec::new();
+    let mut buffer = [0; 128];
+    loop {
+        // Read before the queue is: what arrived before the end was asked for is still taken.
+        let last = stop.load(Ordering::Acquire);
+        let mut descriptors = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        let timeout = if last { PollTimeout::ZERO } else { PollTimeout::try_from(TICK)? };
+        let ready = poll(&mut descriptors, timeout).context("cannot wait for packets")?;
+        // BOUND: ends at the first empty read.
+        while let Some(packet) = next(socket, &mut buffer)? {
+            if let Some(packet) = packet
+                && packets.len() < PACKETS_MAX
+            {
+                packets.push(packet);
+            }
+        }
+        if last && ready == 0 {
+            return Ok(packets);
+        }
+    }
+}
+
+/// The next queued packet; the inner value is `None` for one that is not of interest.
+fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<Option<Packet>>> {
+    let mut parts = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_DONTWAIT;
+    let message = match recvmsg::<LinkAddr>(socket.as_raw_fd(), &mut parts, None, flags) {
+        Ok(message) => message,
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return Ok(None),
+        Err(error) => return Err(error).context("cannot read packets"),
+    };
+    let arrives = message.address.is_some_and(|address| address.pkttype() != PACKET_OUTGOING);
+    let bytes = message.bytes;
+    Ok(Some(if arrives { parse(&buffer[..bytes.min(buffer.len())]) } else { None }))
+}
+
+/// Reads an Ethernet frame with IPv4. Ports of a later fragment are not there to be read.
+fn parse(frame: &[u8]) -> Option<Packet> {
+    let word = |bytes: &[u8], at: usize| -> Option<u16> {
+        Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+    };
+    let address = |bytes: &[u8], at: usize| -> Option<Ipv4Addr> {
+        Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?))
+    };
+    if word(frame, 12)? != 0x0800 {
+        return None;
+    }
+    let ip = frame.get(14..)?;
+    let protocol = *ip.get(9)?;
+    let payload = ip.get(usize::from(ip.first()? & 0xf) * 4..)?;
+    let first = word(ip, 6)? & 0x1fff == 0;
+    let (source, destination) = match protocol {
+        6 | 17 if first => (word(payload, 0)?, word(payload, 2)?),
+        _ => (0, 0),
+    };
+    Some(Packet {
+        protocol,
+        source: SocketAddrV4::new(address(ip, 12)?, source),
+        destination: SocketAddrV4::new(address(ip, 16)?, destination),
+        flags: if protocol == 6 && first { *payload.get(13)? } else { 0 },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_read_as_it_stands_on_the_wire() {
+        let mut frame = vec![0; 12];
+        frame.extend([0x08, 0x00]);
+        frame.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 203, 0, 113, 9, 198, 51, 100, 2]);
+        frame.extend([0xfd, 0xe8, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x02, 0, 0, 0, 0, 0, 0]);
+        let packet = parse(&frame).unwrap();
+        assert_eq!(packet.source, "203.0.113.9:65000".parse().unwrap());
+        assert_eq!(packet.destination, "198.51.100.2:80".parse().unwrap());
+        assert_eq!((packet.protocol, packet.flags), (6, 0x02));
+        for short in 0..frame.len() - 6 {
+            assert!(parse(&frame[..short]).is_none(), "{short}");
+        }
+    }
+}
