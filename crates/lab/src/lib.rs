@@ -8,6 +8,7 @@ pub mod echo;
 pub mod host;
 pub mod kubelet;
 pub mod life;
+pub mod manifest;
 pub mod namespace;
 pub mod place;
 pub mod process;

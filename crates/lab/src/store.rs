@@ -130,8 +130,8 @@ impl FileStore {
     }
 
     /// Creates or replaces an object. If it carries a resourceVersion, that must be the stored
-    /// one's. Status is kept where the object brings none.
-    pub fn put(&self, mut object: Value) -> Result<Value> {
+    /// one's.
+    pub fn put(&self, object: Value) -> Result<Value> {
         let key = Key::of(&object)?;
         let _turn = self.turn()?;
         let old = self.get(&key)?;
@@ -141,12 +141,6 @@ impl FileStore {
             && Some(&based_on) != stored.as_ref()
         {
             return Err(Conflict { key }.into());
-        }
-        if let (Some(old), Some(new)) = (&old, object.as_object_mut())
-            && !new.contains_key("status")
-            && let Some(status) = old.get("status")
-        {
-            new.insert("status".to_owned(), status.clone());
         }
         self.write(&key, old, object)
     }
