@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use lab::life;
 use lab::place::Place;
 use lab::wiring::Settings;
+use lab::{fault, host, life, manifest, ready, view};
 use model::cluster::{LoadBalancerSku, OutboundType};
+use model::objects::Kind;
 
-use crate::print;
+use crate::{lab_view, print};
 
 /// Build and use a small cluster of network namespaces on this machine.
 ///
@@ -28,7 +29,18 @@ pub struct Arguments {
 enum Command {
     Up(Up),
     Down(Down),
+    Status(Status),
+    /// Bring Kubernetes objects in, and wait until they are in force on all nodes and muxes.
+    #[command(after_help = "Example:\n  deguchi lab apply -f service.yaml")]
+    Apply(File),
+    /// Take Kubernetes objects out, and wait until that is in force on all nodes and muxes.
+    #[command(after_help = "Example:\n  deguchi lab delete -f service.yaml")]
+    Delete(File),
+    Get(Get),
     Exec(Exec),
+    Redeploy(Redeploy),
+    Kill(Kill),
+    Start(Start),
 }
 
 /// Which lab.
@@ -56,7 +68,14 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Command::Up(command) => up(command),
         Command::Down(command) => down(&command),
+        Command::Status(command) => status(&command),
+        Command::Apply(command) => apply(&command),
+        Command::Delete(command) => delete(&command),
+        Command::Get(command) => get(&command),
         Command::Exec(command) => exec(&command),
+        Command::Redeploy(command) => redeploy(&command),
+        Command::Kill(command) => kill(&command),
+        Command::Start(command) => start(&command),
     }
 }
 
@@ -114,6 +133,209 @@ fn down(command: &Down) -> Result<ExitCode> {
     let found = life::down(&place)?;
     let outcome = if found { "is gone" } else { "was not there" };
     print::text(&format!("{} {outcome}\n", place.name()))
+}
+
+/// Show the topology: who is where, and which address each node leaves by.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  deguchi lab status")]
+struct Status {
+    #[command(flatten)]
+    which: Which,
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: print::Output,
+}
+
+fn status(command: &Status) -> Result<ExitCode> {
+    let status = view::status(&command.which.find()?)?;
+    match command.output {
+        print::Output::Text => print::text(&lab_view::picture(&status)),
+        print::Output::Json => print::json(&status),
+    }
+}
+
+/// A file with Kubernetes objects.
+#[derive(clap::Args)]
+struct File {
+    #[command(flatten)]
+    which: Which,
+    /// YAML or JSON, one or more documents; `-` reads standard input.
+    #[arg(long = "filename", short = 'f', value_name = "FILE")]
+    file: PathBuf,
+}
+
+impl File {
+    fn read(&self) -> Result<Vec<manifest::Document>> {
+        let shown = self.file.display();
+        let text = match self.file.as_os_str() == "-" {
+            true => std::io::read_to_string(std::io::stdin()),
+            false => std::fs::read_to_string(&self.file),
+        };
+        let text = text.with_context(|| format!("cannot read {shown}"))?;
+        manifest::read(&text).with_context(|| format!("{shown}"))
+    }
+}
+
+fn apply(command: &File) -> Result<ExitCode> {
+    life::require_root("lab apply")?;
+    let documents = command.read()?;
+    let lab = command.which.find()?;
+    let lock = lab.place.lock()?;
+    let outcomes = manifest::apply(&lab.store(), &documents)?;
+    fault::follow_routing(&lab)?;
+    drop(lock);
+    finish(&lab, &documents, &outcomes)
+}
+
+fn delete(command: &File) -> Result<ExitCode> {
+    life::require_root("lab delete")?;
+    let documents = command.read()?;
+    let lab = command.which.find()?;
+    let lock = lab.place.lock()?;
+    let outcomes = manifest::delete(&lab.store(), &documents)?;
+    drop(lock);
+    finish(&lab, &documents, &outcomes)
+}
+
+/// Waits until a change is in force, and says what it was.
+fn finish(
+    lab: &life::Lab,
+    documents: &[manifest::Document],
+    outcomes: &[manifest::Outcome],
+) -> Result<ExitCode> {
+    ready::in_force(lab)?;
+    let mut text = String::new();
+    for (document, outcome) in documents.iter().zip(outcomes) {
+        text.push_str(&format!("{} {}\n", document.name(), outcome.as_str()));
+    }
+    print::text(&text)
+}
+
+/// List objects: what the portal shows of the node resource group, and what kubectl shows.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  deguchi lab get loadbalancers\n  \
+    deguchi lab get publicipaddresses -o json")]
+struct Get {
+    #[command(flatten)]
+    which: Which,
+    /// loadbalancers, publicipaddresses, nodes, services, or any other kind of object, like
+    /// natgateways or nodenetworks.
+    kind: String,
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
+enum Format {
+    #[default]
+    Table,
+    Json,
+    Yaml,
+}
+
+fn get(command: &Get) -> Result<ExitCode> {
+    let kind = kind_called(&command.kind)?;
+    let lab = command.which.find()?;
+    let store = lab.store();
+    match command.output {
+        Format::Json => print::json(&view::listing(&store, kind)?),
+        Format::Yaml => {
+            let text = serde_norway::to_string(&view::listing(&store, kind)?);
+            print::text(&text.context("cannot write YAML")?)
+        }
+        Format::Table => {
+            let objects = view::snapshot(&store)?;
+            print::text(&match kind {
+                Kind::LoadBalancer => lab_view::load_balancers(&objects),
+                Kind::PublicIPAddress => lab_view::public_ip_addresses(&objects),
+                Kind::Node => lab_view::nodes(&objects, &view::status(&lab)?),
+                Kind::Service => lab_view::services(&objects),
+                _ => lab_view::names(&view::listing(&store, kind)?)?,
+            })
+        }
+    }
+}
+
+/// Reads `services`, `service` and `Service` alike.
+fn kind_called(word: &str) -> Result<Kind> {
+    let plural = |kind: Kind| {
+        let name = kind.as_str().to_lowercase();
+        match name.strip_suffix('y') {
+            Some(stem) => format!("{stem}ies"),
+            None if name.ends_with('s') => format!("{name}es"),
+            None => format!("{name}s"),
+        }
+    };
+    let asked = word.to_lowercase();
+    let known = |kind: &Kind| asked == kind.as_str().to_lowercase() || asked == plural(*kind);
+    if let Some(kind) = Kind::ALL.into_iter().find(known) {
+        return Ok(kind);
+    }
+    let names: Vec<String> = Kind::ALL.into_iter().map(plural).collect();
+    match host::near(&asked, names.iter().map(String::as_str)) {
+        Some(near) => bail!("no kind {word:?} is known: did you mean {near}?"),
+        None => bail!("no kind {word:?} is known; there is {}", names.join(", ")),
+    }
+}
+
+/// Install a node's machine anew: a new Node UID and machine id, its flows end, its pods are new.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  deguchi lab redeploy node1")]
+struct Redeploy {
+    #[command(flatten)]
+    which: Which,
+    /// The node.
+    node: String,
+}
+
+fn redeploy(command: &Redeploy) -> Result<ExitCode> {
+    life::require_root("lab redeploy")?;
+    let mut lab = command.which.find()?;
+    let host = lab.host(&command.node)?;
+    fault::redeploy(&mut lab, host, &print::progress)?;
+    print::text(&format!("{host} is redeployed\n"))
+}
+
+/// Lose a machine: its links go down and its programs are gone.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  deguchi lab kill mux1\n  deguchi lab kill mux1 --process")]
+struct Kill {
+    #[command(flatten)]
+    which: Which,
+    /// A mux or a node.
+    host: String,
+    /// End its process alone, by SIGKILL; forwarding goes on from pinned programs.
+    #[arg(long)]
+    process: bool,
+}
+
+fn kill(command: &Kill) -> Result<ExitCode> {
+    life::require_root("lab kill")?;
+    let mut lab = command.which.find()?;
+    let host = lab.host(&command.host)?;
+    let loss = if command.process { life::Loss::Process } else { life::Loss::Machine };
+    fault::kill(&mut lab, host, loss)?;
+    let what = if command.process { "process is killed" } else { "machine is lost" };
+    print::text(&format!("{host}: the {what}; `deguchi lab start {host}` brings it back\n"))
+}
+
+/// Bring a killed machine or process back.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  deguchi lab start mux1")]
+struct Start {
+    #[command(flatten)]
+    which: Which,
+    /// A mux or a node.
+    host: String,
+}
+
+fn start(command: &Start) -> Result<ExitCode> {
+    life::require_root("lab start")?;
+    let mut lab = command.which.find()?;
+    let host = lab.host(&command.host)?;
+    fault::start(&mut lab, host, &print::progress)?;
+    print::text(&format!("{host} works again\n"))
 }
 
 /// Run a command on a host of the lab: in its network namespace, as seen by `lab status`.

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod echo;
 mod lab;
 mod lab_host;
+mod lab_view;
 mod print;
 
 /// LoadBalancer Services and explainable egress SNAT for any Kubernetes cluster on Linux.

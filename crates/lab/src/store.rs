@@ -5,12 +5,14 @@
 //! Readers never lock: a file appears whole, by rename. Writers take turns by a lock that ends
 //! with its process. A watcher is woken by inotify.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -177,18 +179,34 @@ impl FileStore {
 
     /// The number of the latest write.
     pub fn version(&self) -> u64 {
-        fs::read_to_string(self.root.join(".version"))
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or(0)
+        number(&self.root.join(".version"))
+    }
+
+    /// The number of the latest write that was more than a sign of life.
+    pub fn news(&self) -> u64 {
+        number(&self.root.join(".news"))
+    }
+
+    /// Notes that `reader` has acted on everything up to write number `news`.
+    pub fn mark_seen(&self, reader: &str, news: u64) -> Result<()> {
+        if self.seen(reader) == news {
+            return Ok(());
+        }
+        replace(&self.root.join(format!(".seen-{reader}")), news.to_string().as_bytes())
+    }
+
+    /// Up to which write number `reader` has acted.
+    pub fn seen(&self, reader: &str) -> u64 {
+        number(&self.root.join(format!(".seen-{reader}")))
     }
 
     /// Watches for writes from here on.
     pub fn watch(&self) -> Result<Watch> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
             .context("cannot watch the store")?;
+        let watched = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR;
         inotify
-            .add_watch(&self.root, AddWatchFlags::IN_MOVED_TO)
+            .add_watch(&self.root, watched)
             .with_context(|| format!("cannot watch {}", self.root.display()))?;
         Ok(Watch { inotify })
     }
@@ -246,19 +264,23 @@ impl FileStore {
             .with_context(|| format!("cannot make {}", directory.display()))?;
         let bytes = serde_json::to_vec_pretty(&new).context("cannot write JSON")?;
         replace(&directory.join(key.file()), &bytes)?;
-        self.wake()?;
+        let is_news = old.is_none_or(|old| !same(&still(&old), &still(&new)));
+        if is_news {
+            self.wake(version)?;
+        }
         Ok(new)
     }
 
     fn erase(&self, key: &Key) -> Result<()> {
         let path = self.root.join(&key.kind).join(key.file());
         fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        replace(&self.root.join(".version"), (self.version() + 1).to_string().as_bytes())?;
-        self.wake()
+        let version = self.version() + 1;
+        replace(&self.root.join(".version"), version.to_string().as_bytes())?;
+        self.wake(version)
     }
 
-    fn wake(&self) -> Result<()> {
-        replace(&self.root.join(".changed"), b"")
+    fn wake(&self, version: u64) -> Result<()> {
+        replace(&self.root.join(".news"), version.to_string().as_bytes())
     }
 }
 
@@ -270,16 +292,38 @@ pub struct Watch {
 impl Watch {
     /// Waits for a write; tells whether there was one within `timeout`.
     pub fn wait(&self, timeout: Duration) -> Result<bool> {
-        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-        let mut descriptors = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut descriptors, timeout) {
-            Ok(0) | Err(nix::errno::Errno::EINTR) => return Ok(false),
-            Ok(_) => {}
-            Err(error) => return Err(error).context("cannot wait for the store"),
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut descriptors = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut descriptors, left) {
+                Ok(0) | Err(Errno::EINTR) => return Ok(false),
+                Ok(_) => {}
+                Err(error) => return Err(error).context("cannot wait for the store"),
+            }
+            if self.drain()? {
+                return Ok(true);
+            }
         }
+    }
+
+    /// Reads what has happened; whether news were among it.
+    fn drain(&self) -> Result<bool> {
+        let mut found = false;
         // BOUND: the queue is finite and read without waiting.
-        while self.inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
-        Ok(true)
+        loop {
+            match self.inotify.read_events() {
+                Ok(events) => {
+                    found |= events.iter().any(|event| {
+                        event.name.as_deref() == Some(OsStr::new(".news"))
+                            || event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW)
+                    });
+                }
+                Err(Errno::EAGAIN) => return Ok(found),
+                Err(error) => return Err(error).context("cannot watch the store"),
+            }
+        }
     }
 }
 
@@ -298,6 +342,20 @@ fn read(path: &Path) -> Result<Option<Value>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).context(format!("cannot read {}", path.display())),
     }
+}
+
+/// A number that is written in a file; 0 if it is not there yet.
+fn number(path: &Path) -> u64 {
+    fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// An object without its sign of life, which wakes nobody: everyone who waits for it has a clock.
+fn still(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
+        status.remove("heartbeat");
+    }
+    object
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -394,6 +452,24 @@ mod tests {
         assert!(!watch.wait(Duration::ZERO).unwrap());
         store.put(object("a", 2)).unwrap();
         assert!(watch.wait(Duration::from_secs(5)).unwrap());
+    }
+
+    #[test]
+    fn a_sign_of_life_is_stored_and_wakes_nobody() {
+        let (_directory, store) = store();
+        let mut object = object("a", 1);
+        object["status"] = json!({"heartbeat": 1, "epoch": 1});
+        store.put(object.clone()).unwrap();
+        let (watch, news) = (store.watch().unwrap(), store.news());
+        object["status"]["heartbeat"] = json!(2);
+        store.put(object.clone()).unwrap();
+        assert_eq!(store.get(&key("a")).unwrap().unwrap()["status"]["heartbeat"], 2);
+        assert!(!watch.wait(Duration::ZERO).unwrap());
+        assert_eq!(store.news(), news);
+        object["status"]["epoch"] = json!(2);
+        store.put(object).unwrap();
+        assert!(watch.wait(Duration::from_secs(5)).unwrap());
+        assert!(store.news() > news);
     }
 
     #[test]

@@ -388,16 +388,28 @@ pub fn announce(place: &Place, muxes: &[Host]) -> Result<()> {
     command::ip(Some(&router), &[line])
 }
 
-/// Takes a mux's link down, as when the machine is lost.
-pub fn cut(place: &Place, mux: Host) -> Result<()> {
-    command::ip(Some(&place.namespace(mux)), &["link set eth0 down".to_owned()])
+/// Takes the link of a mux or a node down, as when the machine is lost.
+pub fn cut(place: &Place, host: Host) -> Result<()> {
+    match host {
+        Host::Node(_) => port(place, host, "down"),
+        // On the mux's own end: the router must find out by its neighbour's silence.
+        _ => command::ip(Some(&place.namespace(host)), &["link set eth0 down".to_owned()]),
+    }
 }
 
-/// Brings a mux's link back, with the routes that went with it.
-pub fn mend(place: &Place, mux: Host) -> Result<()> {
-    let Host::Mux(number) = mux else { bail!("{mux} is no mux") };
-    let lines = ["link set eth0 up".to_owned(), mux_route(number)];
-    command::ip(Some(&place.namespace(mux)), &lines)
+/// Brings the link back, with the routes that went with it.
+pub fn mend(place: &Place, host: Host) -> Result<()> {
+    match host {
+        Host::Mux(number) => {
+            let lines = ["link set eth0 up".to_owned(), mux_route(number)];
+            command::ip(Some(&place.namespace(host)), &lines)
+        }
+        _ => port(place, host, "up"),
+    }
+}
+
+fn port(place: &Place, host: Host, state: &str) -> Result<()> {
+    command::ip(Some(&place.namespace(Host::Router)), &[format!("link set {host} {state}")])
 }
 
 /// Takes checksum work off the router's ends of the mux links: what native XDP sends on must

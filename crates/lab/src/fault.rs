@@ -1,0 +1,157 @@
+//! Losses on demand: machines and processes that go, and come back.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use model::cluster::ClusterNetwork;
+use serde_json::json;
+
+use crate::host::Host;
+use crate::kubelet;
+use crate::life::{Lab, Loss, Progress, Role};
+use crate::namespace;
+use crate::process;
+use crate::ready;
+use crate::store::Key;
+use crate::wiring;
+
+/// How long a lost machine's own programs may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Loses a mux or a node: the whole machine, or its process alone.
+pub fn kill(lab: &mut Lab, host: Host, loss: Loss) -> Result<()> {
+    let _lock = lab.place.lock()?;
+    if !matches!(host, Host::Mux(_) | Host::Node(_)) {
+        bail!("{host} cannot be killed: muxes and nodes can");
+    }
+    if let Some(Loss::Machine) = lab.description.killed.get(&host) {
+        bail!("{host} is killed already: `deguchi lab start {host}` brings it back");
+    }
+    // The link first: a lost machine does not say good-bye.
+    if loss == Loss::Machine {
+        cut(lab, host)?;
+    }
+    lab.end(Role::Machine(host))?;
+    if loss == Loss::Machine {
+        forget(lab, host)?;
+    }
+    lab.description.killed.insert(host, loss);
+    lab.save()
+}
+
+fn cut(lab: &Lab, host: Host) -> Result<()> {
+    wiring::cut(&lab.place, host)?;
+    if matches!(host, Host::Node(_)) {
+        // The cluster's own health check would find out; the lab has none to wait for.
+        kubelet::set_ready(&lab.store(), lab.settings(), host, false)?;
+    }
+    Ok(())
+}
+
+/// What a machine had in its memory: its programs and tables.
+fn forget(lab: &Lab, host: Host) -> Result<()> {
+    let pins = lab.place.pins(Some(host));
+    match fs::remove_dir_all(&pins) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot remove {}", pins.display()));
+        }
+    }
+    let deadline = Instant::now() + GONE_WITHIN;
+    while pins.exists() {
+        if Instant::now() > deadline {
+            bail!("{} does not go away", pins.display());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Brings a host back, as it was before [`kill`]. A mux gets traffic only when it is ready.
+pub fn start(lab: &mut Lab, host: Host, progress: Progress) -> Result<()> {
+    let lock = lab.place.lock()?;
+    let loss = lab.description.killed.get(&host).copied();
+    let running = lab
+        .place
+        .records()
+        .get(&Role::Machine(host).name())
+        .is_some_and(|record| record.is_alive());
+    if loss.is_none() && running {
+        bail!("{host} runs already");
+    }
+    if !matches!(host, Host::Mux(_) | Host::Node(_)) {
+        bail!("{host} cannot be started: muxes and nodes can");
+    }
+    if loss == Some(Loss::Machine) {
+        if matches!(host, Host::Mux(_)) {
+            // As its routing neighbour does after the silence: it sends nothing until told again.
+            let others: Vec<Host> =
+                ready::announced(lab).into_iter().filter(|mux| *mux != host).collect();
+            wiring::announce(&lab.place, &others)?;
+        }
+        wiring::mend(&lab.place, host)?;
+    }
+    lab.description.killed.remove(&host);
+    lab.save()?;
+    lab.start(Role::Machine(host))?;
+    if loss == Some(Loss::Machine) && matches!(host, Host::Node(_)) {
+        kubelet::set_ready(&lab.store(), lab.settings(), host, true)?;
+    }
+    drop(lock);
+    progress(&format!("waiting until {host} works"));
+    ready::in_force(lab)?;
+    wiring::announce(&lab.place, &ready::announced(lab))
+}
+
+/// Installs a node's machine anew: another machine of the same name, its pods with it.
+pub fn redeploy(lab: &mut Lab, host: Host, progress: Progress) -> Result<()> {
+    let lock = lab.place.lock()?;
+    let Host::Node(number) = host else { bail!("{host} cannot be redeployed: nodes can") };
+    progress(&format!("taking {host} and its pods away"));
+    let store = lab.store();
+    let annotations = kubelet::unregister(&store, lab.settings(), host)?;
+    kubelet::publish_endpoints(&store)?;
+    lab.end(Role::Machine(host))?;
+    lab.end(Role::Pods(host))?;
+    let mut hosts = lab.settings().pods(number);
+    hosts.push(host);
+    let names: Vec<String> = hosts.iter().map(|host| lab.place.namespace(*host)).collect();
+    process::end(&namespace::processes_in(&names))?;
+    namespace::delete(&names)?;
+    forget(lab, host)?;
+    // Its order goes with the node; a new one comes with the new machine.
+    progress(&format!("installing {host} anew"));
+    let deployment = lab.description.deployments.entry(host).or_insert(0);
+    *deployment += 1;
+    let deployment = *deployment;
+    lab.description.killed.remove(&host);
+    lab.save()?;
+    wiring::build_node(&lab.place, lab.settings(), number)?;
+    kubelet::register(&store, lab.settings(), host, deployment)?;
+    if annotations.is_object() {
+        store.change(&Key::cluster("Node", &host.to_string()), |node| {
+            node["metadata"]["annotations"] = json!(annotations);
+            Ok(())
+        })?;
+    }
+    kubelet::publish_endpoints(&store)?;
+    lab.start(Role::Pods(host))?;
+    lab.start(Role::Machine(host))?;
+    drop(lock);
+    progress(&format!("waiting until {host} works"));
+    ready::in_force(lab)
+}
+
+/// Routes the nodes as the cluster's outbound type says, which a change may have turned.
+pub fn follow_routing(lab: &Lab) -> Result<()> {
+    let network: Option<ClusterNetwork> = lab
+        .store()
+        .get(&Key::cluster("ClusterNetwork", "default"))?
+        .map(serde_json::from_value)
+        .transpose()
+        .context("ClusterNetwork default is damaged")?;
+    let outbound_type = network.unwrap_or_default().spec.outbound_type;
+    wiring::route_nodes(&lab.place, &lab.settings().nodes(), outbound_type)
+}
