@@ -22,7 +22,8 @@ pub fn picture(status: &Status) -> String {
         let Some(host) = host else { return };
         let name = host.name.to_string();
         let addresses = addresses(host);
-        let left = format!("{indent}{name:<width$}", width = 26_usize.saturating_sub(indent.len()));
+        let column = indent.rsplit('\n').next().unwrap_or_default().len();
+        let left = format!("{indent}{name:<width$}", width = 24_usize.saturating_sub(column));
         let _ = writeln!(text, "{}", format!("{left} {addresses:<26} {note}").trim_end());
     };
     line("  ", find(Host::Internet), "servers on ports 80, 443, 8080, 9000");
@@ -47,7 +48,7 @@ pub fn picture(status: &Status) -> String {
             false => service.addresses.join(", "),
         };
         let _ =
-            writeln!(text, "   {:<23} {address:<26} {}", service.name, service.ports.join(", "));
+            writeln!(text, "   {:<20} {address:<26} {}", service.name, service.ports.join(", "));
     }
     let _ = write!(
         text,

@@ -227,7 +227,8 @@ fn respond(
 
 fn bulk(mut stream: &TcpStream, count: u64) -> Result<()> {
     let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {count}\r\n\r\n"
+        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\
+         Content-Length: {count}\r\n\r\n"
     );
     stream.write_all(head.as_bytes())?;
     let block = [b'x'; 32 << 10];

@@ -64,7 +64,10 @@ pub fn register(store: &FileStore, settings: &Settings, node: Host, deployment: 
         "apiVersion": "v1", "kind": "Node",
         "metadata": {
             "name": name, "uid": uid,
-            "labels": {"kubernetes.io/hostname": name, "kubernetes.azure.com/agentpool": "nodepool1"},
+            "labels": {
+                "kubernetes.io/hostname": name,
+                "kubernetes.azure.com/agentpool": "nodepool1",
+            },
         },
         "spec": {
             "podCIDR": host::pod_network(number), "podCIDRs": [host::pod_network(number)],

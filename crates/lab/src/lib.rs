@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod namespace;
 pub mod place;
 pub mod process;
+pub mod reach;
 pub mod ready;
 pub mod role;
 pub mod store;

@@ -168,6 +168,12 @@ pub fn find(place: &Place) -> Result<Lab> {
     }
 }
 
+/// Finds the lab of this name, also one that is being built.
+pub fn find_any(place: &Place) -> Result<Lab> {
+    let description = read(place)?.with_context(|| format!("no lab called {:?}", place.name()))?;
+    Ok(Lab { place: place.clone(), description })
+}
+
 /// Names of all labs that have a directory.
 pub fn names() -> Vec<String> {
     let Ok(entries) = fs::read_dir(crate::place::LABS) else { return Vec::new() };

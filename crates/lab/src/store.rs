@@ -20,6 +20,8 @@ use serde_json::{Map, Value, json};
 
 /// Objects of one kind; more is a mistake of the caller.
 pub const OBJECTS_PER_KIND_MAX: usize = 100_000;
+/// Events that are kept.
+pub const EVENTS_MAX: usize = 1000;
 
 /// The store below one directory.
 #[derive(Clone, Debug)]
@@ -180,6 +182,35 @@ impl FileStore {
     /// The number of the latest write.
     pub fn version(&self) -> u64 {
         number(&self.root.join(".version"))
+    }
+
+    /// Notes an event. The same event again is the same line with a later time and a count.
+    pub fn record(&self, event: &Value) -> Result<()> {
+        let _turn = self.turn()?;
+        let mut events = self.events()?;
+        let is_same = |other: &Value| {
+            ["object", "reason", "message"].iter().all(|field| other.get(field) == event.get(field))
+        };
+        let mut noted = event.clone();
+        let mut count = 1;
+        if let Some(index) = events.iter().position(is_same) {
+            count += events.remove(index).get("count").and_then(Value::as_u64).unwrap_or(0);
+        }
+        noted["count"] = json!(count);
+        events.push(noted);
+        // BOUND: the oldest make room.
+        let surplus = events.len().saturating_sub(EVENTS_MAX);
+        let bytes = serde_json::to_vec(&events[surplus..]).context("cannot write JSON")?;
+        replace(&self.root.join(".events"), &bytes)
+    }
+
+    /// All events, the latest last.
+    pub fn events(&self) -> Result<Vec<Value>> {
+        match read(&self.root.join(".events"))? {
+            Some(Value::Array(events)) => Ok(events),
+            Some(_) => bail!("the list of events is damaged"),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The number of the latest write that was more than a sign of life.

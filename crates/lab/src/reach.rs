@@ -1,0 +1,137 @@
+//! How the controller, the agents and the muxes reach the lab's store: what they read is a
+//! snapshot, what they write are single objects, and what they have acted on is noted, so that
+//! [`crate::ready`] knows when a change is in force.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use model::lease::Millis;
+use model::objects::{Kind, Object, ObjectKey, Objects};
+use model::reconcile::Event;
+use serde_json::{Value, json};
+
+use crate::store::{FileStore, Key, Watch};
+use crate::view;
+
+/// One process's way to the store.
+pub struct Reach {
+    store: FileStore,
+    watch: Watch,
+    reader: String,
+    /// Number of the latest news that the last snapshot has.
+    read: u64,
+}
+
+impl Reach {
+    /// The way of the process called `reader`.
+    pub fn new(store: FileStore, reader: String) -> Result<Reach> {
+        let watch = store.watch()?;
+        Ok(Reach { store, watch, reader, read: 0 })
+    }
+
+    fn snapshot(&mut self) -> Result<Objects> {
+        // Before the objects: a write between the two is looked at again.
+        self.read = self.store.news();
+        view::snapshot(&self.store)
+    }
+
+    /// Who waits has acted on all that it read.
+    fn rest(&mut self, timeout: Duration) -> Result<bool> {
+        self.store.mark_seen(&self.reader, self.read)?;
+        if self.store.news() != self.read {
+            return Ok(true);
+        }
+        self.watch.wait(timeout)
+    }
+
+    fn write_status(&self, kind: Kind, name: &str, status: Value) -> Result<()> {
+        let key = Key::cluster(kind.as_str(), name);
+        let written = self.store.change(&key, |object| {
+            object["status"] = status;
+            Ok(())
+        })?;
+        written.map(|_| ()).with_context(|| format!("{key} does not exist"))
+    }
+}
+
+fn key_of(key: &ObjectKey) -> Key {
+    Key::namespaced(key.kind.as_str(), &key.namespace, &key.name)
+}
+
+impl controller::Store for Reach {
+    type Error = anyhow::Error;
+
+    fn list(&mut self) -> Result<Objects> {
+        self.snapshot()
+    }
+
+    fn put(&mut self, object: &Object) -> Result<()> {
+        let mut new = object.to_json();
+        let old = self.store.get(&key_of(&object.key()))?;
+        if let (Some(old), Some(fields)) = (&old, new.as_object_mut()) {
+            match old.get("status") {
+                Some(status) => drop(fields.insert("status".to_owned(), status.clone())),
+                None => drop(fields.remove("status")),
+            }
+            // The model reads a part of what a person may write; the rest is not its to drop.
+            let is_foreign = matches!(object, Object::Service(_) | Object::ClusterNetwork(_));
+            if is_foreign && let Some(spec) = old.get("spec") {
+                let mut merged = spec.clone();
+                merge(&mut merged, &new["spec"]);
+                new["spec"] = merged;
+            }
+            // What was just read is what this is based on, unless the object says otherwise.
+            if new.pointer("/metadata/resourceVersion").is_none() {
+                new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
+            }
+        }
+        self.store.put(new).map(|_| ())
+    }
+
+    fn put_status(&mut self, object: &Object) -> Result<()> {
+        let key = key_of(&object.key());
+        let status = object.to_json()["status"].take();
+        let written = self.store.change(&key, |object| {
+            match (status.is_null(), object.as_object_mut()) {
+                (true, Some(fields)) => drop(fields.remove("status")),
+                _ => object["status"] = status,
+            }
+            Ok(())
+        })?;
+        written.map(|_| ()).with_context(|| format!("{key} does not exist"))
+    }
+
+    fn delete(&mut self, key: &ObjectKey) -> Result<()> {
+        self.store.delete(&key_of(key)).map(|_| ())
+    }
+
+    fn record(&mut self, event: &Event, now: Millis) -> Result<()> {
+        self.store.record(&json!({
+            "object": {
+                "kind": event.object.kind.as_str(),
+                "namespace": event.object.namespace,
+                "name": event.object.name,
+            },
+            "type": if event.is_warning { "Warning" } else { "Normal" },
+            "reason": event.reason,
+            "message": event.message,
+            "time": now,
+        }))
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<()> {
+        self.rest(timeout).map(|_| ())
+    }
+}
+
+/// Puts every field of `new` into `old`, object by object.
+fn merge(old: &mut Value, new: &Value) {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            for (key, value) in new {
+                merge(old.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (old, new) => *old = new.clone(),
+    }
+}
