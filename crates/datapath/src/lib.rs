@@ -8,9 +8,22 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod agent;
+pub mod checksum;
+pub mod count;
+pub mod egress;
+pub mod flow;
+pub mod gue;
+pub mod hash;
+pub mod ingress;
+pub mod mux;
 pub mod notice;
+pub mod packet;
 pub mod positions;
 pub mod tables;
+pub mod verdict;
+
+pub use count::{Drop, Event, Pass};
 
 use core::hash::Hash;
 
@@ -48,8 +61,9 @@ pub mod limits {
     pub const ALLOWED_SOURCES_MAX: u32 = 65_536;
     /// Entries of the flow table; a flow takes two.
     pub const FLOW_ENTRIES_DEFAULT: u32 = 2 * 262_144;
-    /// Destinations that a node tracks port by port because many flows go there.
-    pub const HEAVY_DESTINATIONS_MAX: u32 = 256;
+    /// Rows of positions: one for what is barred, the others for destinations that many flows go
+    /// to.
+    pub const POSITIONS_ROWS: u32 = 257;
     /// Destination port of GUE.
     pub const GUE_PORT: u16 = 6080;
     /// Bytes that GUE variant 1 adds in front of an IPv4 packet: IPv4 header 20 + UDP header 8.

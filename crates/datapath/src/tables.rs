@@ -5,9 +5,8 @@
 //! decided by `model`; what a packet does with them by [`crate::egress`], [`crate::ingress`] and
 //! [`crate::mux`].
 
-use core::sync::atomic::AtomicU32;
+use core::cell::Cell;
 
-use crate::Family;
 use crate::limits::SEGMENTS_MAX;
 
 /// A row that may cross into the kernel byte by byte: `repr(C)`, no hidden padding, every bit
@@ -73,7 +72,7 @@ pub struct FlowKey<A> {
     pub reserved: [u8; 2],
 }
 
-/// One direction of one flow. The other direction is a row of its own ([`Flow::peer_key`]), made
+/// One direction of one flow. The other direction is a row of its own ([`FlowKey::peer`]), made
 /// and removed together with this one and carrying the same `generation`.
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -89,18 +88,18 @@ pub struct Flow<A> {
     /// Equal in both halves; two halves with different generations are not one flow.
     pub generation: u32,
     /// When this direction last saw a packet, [`Ticks`].
-    pub last_seen: AtomicU32,
+    pub last_seen: Cell<u32>,
     /// TCP flags that this direction has seen, and other marks: [`mark`].
-    pub marks: AtomicU32,
+    pub marks: Cell<u32>,
     /// Idle time after which an established flow is forgotten, [`Ticks`].
     pub idle: u32,
     /// Position of the port in the node's holding (block index * 8 + offset); for a flow that
     /// came in, the endpoint's index.
     pub position: u32,
     /// End of the newest sequence number this direction has sent (TCP).
-    pub sequence: AtomicU32,
+    pub sequence: Cell<u32>,
     /// Newest acknowledgement this direction has sent (TCP).
-    pub acknowledgement: AtomicU32,
+    pub acknowledgement: Cell<u32>,
 }
 
 /// Why a flow exists.
@@ -367,20 +366,6 @@ pub struct Vip {
     pub index: u32,
 }
 
-/// A destination that many flows go to, watched port by port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct DestinationKey<A> {
-    /// Remote address.
-    pub address: A,
-    /// Remote port, wire order.
-    pub port: [u8; 2],
-    /// IP protocol.
-    pub protocol: u8,
-    /// Zero.
-    pub reserved: u8,
-}
-
 impl<A> Row for FlowKey<A> {}
 impl<A> Row for Flow<A> {}
 impl Row for Source {}
@@ -396,26 +381,23 @@ impl<A> Row for Node<A> {}
 impl Row for Rule {}
 impl<A> Row for AllowedSource<A> {}
 impl Row for Vip {}
-impl<A> Row for DestinationKey<A> {}
 
 impl<A: Copy> FlowKey<A> {
-    /// The key of the other half of the flow whose half at this key is `flow`.
+    /// The key of the other half of the flow whose half at this key writes `address` and `port`.
     ///
     /// At egress the peer is what comes back: from the target to the translated source. At
     /// ingress it is what goes out: from the translated target to the source.
     #[inline(always)]
-    pub fn peer(&self, flow: &Flow<A>) -> FlowKey<A> {
+    pub fn peer(&self, address: A, port: [u8; 2]) -> FlowKey<A> {
+        let egress = self.side == Side::Egress as u8;
         FlowKey {
-            source: if self.side == Side::Egress as u8 { self.target } else { flow.address },
-            target: if self.side == Side::Egress as u8 { flow.address } else { self.source },
-            source_port: if self.side == Side::Egress as u8 { self.target_port } else { flow.port },
-            target_port: if self.side == Side::Egress as u8 { flow.port } else { self.source_port },
+            source: if egress { self.target } else { address },
+            target: if egress { address } else { self.source },
+            source_port: if egress { self.target_port } else { port },
+            target_port: if egress { port } else { self.source_port },
             protocol: self.protocol,
             side: self.side ^ 1,
             reserved: [0; 2],
         }
     }
 }
-
-/// The family's key and value types, by name.
-pub type Key<F> = FlowKey<<F as Family>::Address>;

@@ -1,3 +1,343 @@
-//! A kernel program.
+//! The agent's programs: TC egress and ingress of a node's uplink.
+//!
+//! They read headers, call [`datapath`], carry out the verdict and count. Nothing is decided here.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+mod agent_maps;
+mod frame;
+
+use core::{arch::asm, cell::Cell, ffi::c_void};
+
+use agent_maps::*;
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::{
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_NOEXIST, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    btf_maps::lpm_trie,
+    helpers::{bpf_ktime_get_coarse_ns, bpf_loop, bpf_skb_load_bytes},
+    macros::classifier,
+    programs::TcContext,
+};
+use datapath::{
+    Drop, Event, V4,
+    agent::{AgentTables, NotInserted, Step},
+    gue,
+    limits::POSITIONS_ROWS,
+    positions::{Bits, Positions},
+    tables::*,
+    verdict::{Cover, Rewrite, Verdict},
+};
+use frame::Frame;
+
+type Address = [u8; 4];
+
+/// Bytes that headers can need: Ethernet, GUE, and IPv4 and TCP without options.
+const HEADERS: u32 = 14 + 28 + 20 + 20;
+/// Packet types of `skb->pkt_type`: for this machine.
+const PACKET_HOST: u32 = 0;
+const E2BIG: i32 = -7;
+const ENOMEM: i32 = -12;
+
+/// What leaves the node.
+#[classifier]
+pub fn egress(ctx: TcContext) -> i32 {
+    let Some(frame) = frame(&ctx) else { return refuse(Drop::Malformed) };
+    let now = clock();
+    let verdict = datapath::egress::egress(&frame, &Kernel, now);
+    carry_out(&ctx, verdict)
+}
+
+/// What arrives at the node.
+#[classifier]
+pub fn ingress(ctx: TcContext) -> i32 {
+    // SAFETY: the context is the kernel's.
+    if unsafe { (*ctx.skb.skb).pkt_type } != PACKET_HOST {
+        return TC_ACT_UNSPEC;
+    }
+    let Some(frame) = frame(&ctx) else { return refuse(Drop::Malformed) };
+    let now = clock();
+    let verdict = datapath::ingress::ingress(&frame, &Kernel, now);
+    carry_out(&ctx, verdict)
+}
+
+#[inline(always)]
+fn clock() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// The frame, with its headers where they can be read.
+#[inline(always)]
+fn frame(ctx: &TcContext) -> Option<Frame> {
+    let length = ctx.len();
+    let want = if length < HEADERS { length } else { HEADERS };
+    if ctx.data() + want as usize > ctx.data_end() && ctx.pull_data(want).is_err() {
+        return None;
+    }
+    Some(Frame::new(ctx.data(), ctx.data_end(), length as usize))
+}
+
+#[inline(always)]
+fn carry_out(ctx: &TcContext, verdict: Verdict<V4>) -> i32 {
+    match verdict {
+        Verdict::Pass(reason) => {
+            count(reason.counter());
+            TC_ACT_UNSPEC
+        }
+        Verdict::Drop(reason) => refuse(reason),
+        Verdict::Refuse { reason, flow, policy } => {
+            tell(ctx, &flow, policy);
+            refuse(reason)
+        }
+        Verdict::Rewrite(rewrite) => {
+            if write(ctx, &rewrite).is_none() {
+                return refuse(Drop::WriteFailed);
+            }
+            count(rewrite.event.counter());
+            TC_ACT_UNSPEC
+        }
+    }
+}
+
+#[inline(always)]
+fn refuse(reason: Drop) -> i32 {
+    count(reason.counter());
+    TC_ACT_SHOT
+}
+
+/// Carries out a rewrite. The helpers know about checksums that the card is still to fill in, so
+/// they do the sums.
+#[inline(always)]
+fn write(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
+    if rewrite.unwrap {
+        ctx.adjust_room(-(gue::OVERHEAD as i32), BPF_ADJ_ROOM_MAC, 0).ok()?;
+    }
+    let at = &rewrite.at;
+    if let Some(segment) = &rewrite.segment {
+        let (old, new) = (segment.size.old, segment.size.new);
+        ctx.l4_csum_replace(at.l4_checksum as usize, half(old), half(new), 2).ok()?;
+        ctx.store(segment.at as usize, &new, 0).ok()?;
+        count(Event::MssLowered.counter());
+    }
+    let (old, new) = (rewrite.address.old, rewrite.address.new);
+    let (old_port, new_port) = (rewrite.port.old, rewrite.port.new);
+    if old == new && old_port == new_port {
+        return Some(());
+    }
+    let zero = match at.cover {
+        Cover::PseudoHeaderOrNone => BPF_F_MARK_MANGLED_0 as u64,
+        _ => 0,
+    };
+    if matches!(at.cover, Cover::PseudoHeader | Cover::PseudoHeaderOrNone) {
+        let flags = BPF_F_PSEUDO_HDR as u64 | zero | 4;
+        ctx.l4_csum_replace(at.l4_checksum as usize, whole(old), whole(new), flags).ok()?;
+    }
+    if !matches!(at.cover, Cover::Nothing) {
+        ctx.l4_csum_replace(at.l4_checksum as usize, half(old_port), half(new_port), zero | 2)
+            .ok()?;
+    }
+    ctx.l3_csum_replace(at.ip_checksum as usize, whole(old), whole(new), 4).ok()?;
+    ctx.store(at.address as usize, &new, 0).ok()?;
+    ctx.store(at.port as usize, &new_port, 0).ok()
+}
+
+#[inline(always)]
+fn whole(bytes: [u8; 4]) -> u64 {
+    u32::from_ne_bytes(bytes) as u64
+}
+
+#[inline(always)]
+fn half(bytes: [u8; 2]) -> u64 {
+    u16::from_ne_bytes(bytes) as u64
+}
+
+/// Tells user space of a flow that could not be opened. Where the ring is full the packet is
+/// counted all the same.
+#[inline(never)]
+fn tell(ctx: &TcContext, flow: &FlowKey<Address>, policy: u8) {
+    let Some(mut entry) = NOTICES.reserve(0) else { return };
+    let notice = entry.as_mut_ptr();
+    // SAFETY: the entry is ours until it is submitted and every byte of it is written here; where
+    // the packet is shorter than the quote it is given back unread.
+    unsafe {
+        (*notice).source = flow.source;
+        (*notice).target = flow.target;
+        (*notice).source_port = flow.source_port;
+        (*notice).target_port = flow.target_port;
+        (*notice).protocol = flow.protocol;
+        (*notice).policy = policy;
+        (*notice).reserved = [0; 2];
+        let quote = &raw mut (*notice).quote;
+        if bpf_skb_load_bytes(ctx.skb.skb.cast(), 14, quote.cast(), 28) != 0 {
+            entry.discard(0);
+            return;
+        }
+    }
+    entry.submit(0);
+}
+
+#[inline(always)]
+fn count(counter: u32) {
+    if let Some(cell) = COUNT.get_ptr_mut(counter) {
+        // SAFETY: the cell is this CPU's own.
+        unsafe { *cell += 1 };
+    }
+}
+
+/// The tables as the kernel keeps them.
+struct Kernel;
+
+impl Bits for Kernel {
+    #[inline(always)]
+    fn set_bits(&self, word: &Cell<u64>, bits: u64) {
+        // SAFETY: one instruction on eight aligned bytes of a map's value.
+        unsafe {
+            asm!("lock *(u64 *)({word} + 0) |= {bits}", word = in(reg) word.as_ptr(), bits = in(reg) bits)
+        };
+    }
+
+    #[inline(always)]
+    fn clear_bits(&self, word: &Cell<u64>, bits: u64) {
+        // SAFETY: one instruction on eight aligned bytes of a map's value.
+        unsafe {
+            asm!("lock *(u64 *)({word} + 0) &= {keep}", word = in(reg) word.as_ptr(), keep = in(reg) !bits)
+        };
+    }
+
+    #[inline(always)]
+    fn claim(&self, word: &Cell<u64>, value: u64) -> u64 {
+        let mut was = 0u64;
+        // SAFETY: one instruction on eight aligned bytes of a map's value.
+        unsafe {
+            asm!("r0 = cmpxchg_64({word} + 0, r0, {value})", word = in(reg) word.as_ptr(), value = in(reg) value, inout("r0") was)
+        };
+        if was == 0 { value } else { was }
+    }
+}
+
+impl AgentTables<V4> for Kernel {
+    #[inline(always)]
+    fn settings(&self) -> Option<&AgentSettings<Address>> {
+        SETTINGS.get(0)
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey<Address>) -> Option<&Flow<Address>> {
+        // SAFETY: what changes in a flow is atomic. A row that is removed and taken into use again
+        // while we look at it misleads one packet at most; its memory stays a flow's.
+        unsafe { FLOWS.get(key) }
+    }
+
+    #[inline(always)]
+    fn insert_flow(&self, key: &FlowKey<Address>, flow: Flow<Address>) -> Result<(), NotInserted> {
+        // VERIFIER: rows are built in a map's memory; the stack of 512 bytes is full without them.
+        let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return Err(NotInserted::Full) };
+        // SAFETY: the row is this CPU's own, and no other program of ours interrupts this one.
+        let row = unsafe {
+            scratch.write(flow);
+            &*scratch
+        };
+        FLOWS.insert(key, row, BPF_NOEXIST as u64).map_err(|error| match error {
+            E2BIG | ENOMEM => NotInserted::Full,
+            _ => NotInserted::Exists,
+        })
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey<Address>) {
+        let _absent = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn source(&self, address: &Address) -> Option<&Source> {
+        SOURCES.get(&lpm_trie::Key::new(32, *address))
+    }
+
+    #[inline(always)]
+    fn is_private(&self, address: &Address) -> bool {
+        PRIVATE_RANGES.get(&lpm_trie::Key::new(32, *address)).is_some()
+    }
+
+    #[inline(always)]
+    fn policy(&self, index: u8) -> Option<&Policy> {
+        POLICIES.get(index as u32)
+    }
+
+    #[inline(always)]
+    fn block(&self, index: u32) -> Option<&Block> {
+        BLOCKS.get(index)
+    }
+
+    #[inline(always)]
+    fn frontend(&self, index: u16) -> Option<Address> {
+        FRONTENDS.get(index as u32).copied()
+    }
+
+    #[inline(always)]
+    fn is_vip(&self, address: &Address) -> bool {
+        VIPS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn is_mux(&self, address: &Address) -> bool {
+        MUXES.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &RuleKey<Address>) -> Option<&Service> {
+        // SAFETY: user space replaces rows whole.
+        unsafe { SERVICES.get(key) }
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, index: u32) -> Option<&Endpoint<Address>> {
+        ENDPOINTS.get(index)
+    }
+
+    #[inline(always)]
+    fn positions(&self, row: u32) -> Option<&Positions> {
+        POSITIONS.get(row)
+    }
+
+    #[inline(always)]
+    fn positions_rows(&self) -> u32 {
+        POSITIONS_ROWS
+    }
+
+    #[inline(always)]
+    fn count(&self, event: Event) {
+        count(event.counter());
+    }
+
+    #[inline(always)]
+    fn repeat<S: Step<Self>>(&self, most: u32, state: S) -> S {
+        extern "C" fn call<S: Step<Kernel>>(_index: u32, _context: *mut c_void) -> i64 {
+            let Some(memory) = LOOP.get_ptr_mut(0) else { return 1 };
+            // SAFETY: `repeat` put the state there, and this CPU is in that call.
+            let state = unsafe { &mut *memory.cast::<S>() };
+            !state.step(&Kernel) as i64
+        }
+        const { assert!(size_of::<S>() <= size_of::<LoopMemory>()) };
+        let Some(memory) = LOOP.get_ptr_mut(0) else { return state };
+        let memory = memory.cast::<S>();
+        // SAFETY: the memory is this CPU's own and large enough, and no other program of ours
+        // interrupts this one. The callback takes what stands there.
+        unsafe {
+            memory.write(state);
+            bpf_loop(most, call::<S> as *mut c_void, core::ptr::null_mut(), 0);
+            memory.read()
+        }
+    }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // The verifier refuses a program that can get here.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,17 +1,11 @@
 //! The agent's tables in the kernel. Rows are [`datapath::tables`]; the loader fills all but
-//! `flows`, `destinations` and `positions`, which the programs keep themselves.
+//! `flows` and `positions`, which the programs keep themselves.
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use datapath::{
-    count::COUNTERS,
-    limits::*,
-    notice::Notice,
-    positions::{Destination, Positions},
-    tables::*,
-};
+use datapath::{count::COUNTERS, limits::*, notice::Notice, positions::Positions, tables::*};
 
 type Address = [u8; 4];
 
@@ -23,6 +17,17 @@ pub static SETTINGS: Array<AgentSettings<Address>, 1> = Array::new();
 #[btf_map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey<Address>, Flow<Address>, { FLOW_ENTRIES_DEFAULT as usize }> =
     HashMap::new();
+
+/// Where a new row is built.
+#[btf_map(name = "scratch")]
+pub static SCRATCH: PerCpuArray<Flow<Address>, 1> = PerCpuArray::new();
+
+/// Room for the state of a loop.
+pub type LoopMemory = [u64; 24];
+
+/// Where the state of a loop is while it runs.
+#[btf_map(name = "loop")]
+pub static LOOP: PerCpuArray<LoopMemory, 1> = PerCpuArray::new();
 
 /// Which local sources leave by which policies.
 #[btf_map(name = "sources")]
@@ -57,17 +62,15 @@ pub static SERVICES: HashMap<RuleKey<Address>, Service, { RULES_MAX as usize }> 
 #[btf_map(name = "endpoints")]
 pub static ENDPOINTS: Array<Endpoint<Address>, { ENDPOINTS_MAX as usize }> = Array::new();
 
-/// Flows per destination, for destinations that many flows go to.
-#[btf_map(name = "destinations")]
-pub static DESTINATIONS: HashMap<
-    DestinationKey<Address>,
-    Destination,
-    { HEAVY_DESTINATIONS_MAX as usize },
-> = HashMap::new();
-
-/// Which positions of the holding a destination uses; row = [`Destination::row`].
+/// Row 0: positions of the holding that new flows may not take, which the loader writes. Rows from
+/// 1: destinations that many flows go to, which the programs write and the sweep frees; mapped
+/// into the agent's memory, so that both change single bits.
 #[btf_map(name = "positions")]
-pub static POSITIONS: Array<Positions, { HEAVY_DESTINATIONS_MAX as usize }> = Array::new();
+pub static POSITIONS: Array<
+    Positions,
+    { POSITIONS_ROWS as usize },
+    { aya_ebpf::bindings::BPF_F_MMAPABLE as usize },
+> = Array::new();
 
 /// What happened, by [`datapath::count`].
 #[btf_map(name = "counters")]

@@ -1,0 +1,130 @@
+//! What the programs count: every way a packet can go, by name.
+//!
+//! One list gives the counter, its name in metrics and its heading in docs/operating.md.
+
+/// Makes an enum whose variants are counters.
+macro_rules! counters {
+    ($(#[$top:meta])* $name:ident from $first:literal { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$top])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum $name { $($(#[$doc])* $variant,)* }
+
+        impl $name {
+            /// All of them, in the order of their counters.
+            pub const ALL: &[$name] = &[$($name::$variant,)*];
+
+            /// Index in the `counters` table.
+            #[inline(always)]
+            pub const fn counter(self) -> u32 { $first + self as u32 }
+
+            /// The name in metrics and docs.
+            pub const fn name(self) -> &'static str {
+                match self { $($name::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// A packet that goes on unchanged.
+    Pass from 0 {
+        /// Neither IPv4 nor anything else that is looked into.
+        NotIp = "not_ip",
+        /// The source is none of this node's.
+        NotOurs = "not_ours",
+        /// The destination is one that is not translated.
+        PrivateDestination = "private_destination",
+        /// The policy leaves translation to somebody else (user-defined routing).
+        Untranslated = "untranslated",
+        /// TCP from before the first attach, while it is still adopted.
+        Adopted = "adopted",
+        /// An answer of the node itself to a connection to its own address.
+        NodeOwn = "node_own",
+        /// Arrived without being wrapped.
+        NotWrapped = "not_wrapped",
+        /// On a mux: not for a VIP.
+        NotVip = "not_vip",
+        /// The tables have not been filled yet.
+        NotConfigured = "not_configured",
+    }
+}
+
+counters! {
+    /// Why a packet is refused.
+    Drop from 32 {
+        /// A header is cut short or contradicts itself.
+        Malformed = "malformed",
+        /// A fragment that would have to be translated.
+        Fragment = "fragment",
+        /// A protocol without ports.
+        Protocol = "protocol",
+        /// An ICMP message that is not translated.
+        IcmpType = "icmp_type",
+        /// No method of leaving is there for this source and protocol.
+        NoOutbound = "no_outbound",
+        /// Outbound ICMP echo, which `icmpEcho: Drop` refuses.
+        IcmpEcho = "icmp_echo",
+        /// Every port of the holding is in use for this destination.
+        PortsExhausted = "ports_exhausted",
+        /// The node holds no port that may be used.
+        NoLease = "no_lease",
+        /// The flow table has no room.
+        FlowTableFull = "flow_table_full",
+        /// TCP that belongs to no flow and opens none.
+        NoFlow = "no_flow",
+        /// The source is a VIP or a mux, which nobody here may use.
+        SpoofedSource = "spoofed_source",
+        /// Sent to the GUE port by a pod.
+        GuePort = "gue_port",
+        /// A wrapped packet that is not from a mux.
+        NotMux = "not_mux",
+        /// A wrapped packet for an address and port that this node does not hold.
+        NotHeld = "not_held",
+        /// A Service port without a ready pod on this node.
+        NoEndpoint = "no_endpoint",
+        /// On a mux: a frame for another machine.
+        OtherMac = "other_mac",
+        /// On a mux: the VIP has no such listener and the port is leased to nobody.
+        NoRule = "no_rule",
+        /// On a mux: the source is not among those that the rule allows.
+        SourceNotAllowed = "source_not_allowed",
+        /// On a mux: the rule has no backend.
+        NoBackend = "no_backend",
+        /// On a mux: too large to be wrapped.
+        TooBig = "too_big",
+        /// On a mux: the way to the gateway is not known.
+        NoGateway = "no_gateway",
+        /// On a mux: the lease points to a node that it does not know: its tables are too old.
+        StaleMux = "stale_mux",
+        /// The packet could not be changed as decided: the kernel refused.
+        WriteFailed = "write_failed",
+    }
+}
+
+counters! {
+    /// A packet that was changed and goes on, and what happened on the way.
+    Event from 64 {
+        /// Source translated on the way out.
+        TranslatedOut = "translated_out",
+        /// Unwrapped and destination translated on the way in.
+        TranslatedIn = "translated_in",
+        /// A flow was opened from inside.
+        FlowOut = "flow_out",
+        /// A flow was opened from outside.
+        FlowIn = "flow_in",
+        /// On a mux: wrapped, a reply by its port's lease.
+        WrappedReply = "wrapped_reply",
+        /// On a mux: wrapped, to a backend of a rule.
+        WrappedInbound = "wrapped_inbound",
+        /// The MSS of a SYN was lowered.
+        MssLowered = "mss_lowered",
+        /// A port was in use when it was tried.
+        PortCollision = "port_collision",
+        /// A flow that was closing was opened again.
+        Reopened = "reopened",
+    }
+}
+
+/// Rows of the `counters` table.
+pub const COUNTERS: u32 = 96;

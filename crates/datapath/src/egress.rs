@@ -1,0 +1,522 @@
+//! The decision about a packet that leaves the node.
+
+use core::cell::Cell;
+
+use crate::{
+    Drop, Event, Pass, V4,
+    agent::{AgentTables, NotInserted, Step, watch, watched},
+    flow, hash,
+    limits::{BLOCK_PORTS, SEGMENTS_MAX},
+    packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport, tcp_flag},
+    positions::{self, Found, Run},
+    protocol,
+    tables::{
+        AgentSettings, Flow, FlowKey, FlowKind, Policy, Segment, Side, Ticks, Translation,
+        agent_flag, block_flag,
+    },
+    verdict::{self, Change, End, Places, Rewrite, Verdict},
+};
+
+type Address = [u8; 4];
+
+/// Steps of one search: a port tried, a segment left, or a summary bit put right each.
+pub const STEPS: u32 = 64;
+
+/// Decides about one frame that leaves by the uplink; `now` is the monotonic clock in
+/// nanoseconds.
+#[inline(always)]
+pub fn egress<P: Packet + ?Sized, T: AgentTables<V4>>(
+    packet: &P,
+    tables: &T,
+    now: u64,
+) -> Verdict<V4> {
+    match decide(packet, tables, now) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
+    packet: &P,
+    tables: &T,
+    now: u64,
+) -> Result<Verdict<V4>, Drop> {
+    match packet::ethernet_type(packet) {
+        Some(ETHERNET_IPV4) => {}
+        Some(_) => return Ok(Verdict::Pass(Pass::NotIp)),
+        None => return Err(Drop::Malformed),
+    }
+    let Some(settings) = tables.settings() else { return Ok(Verdict::Pass(Pass::NotConfigured)) };
+    let headers = packet::ipv4(packet, ETHERNET)?;
+    let has_ports = match headers.transport {
+        Transport::Tcp | Transport::Udp => !headers.fragment,
+        Transport::Echo { .. } => !headers.fragment,
+        _ => false,
+    };
+    let ticks = Ticks::from_nanoseconds(now);
+    if has_ports {
+        let key = key(&headers);
+        if let Some(half) = tables.flow(&key)
+            && is_live(tables, &key, half, &headers, ticks)
+        {
+            flow::see(half, &headers, ticks);
+            return Ok(rewrite(packet, &headers, half, settings));
+        }
+    }
+    let Some(source) = tables.source(&headers.source) else {
+        // What bears a VIP or a mux as source and belongs to no flow is forged.
+        if tables.is_vip(&headers.source) || tables.is_mux(&headers.source) {
+            return Err(Drop::SpoofedSource);
+        }
+        return Ok(Verdict::Pass(Pass::NotOurs));
+    };
+    if headers.transport == Transport::Udp
+        && u16::from_be_bytes(headers.target_port) == settings.gue_port
+    {
+        return Err(Drop::GuePort);
+    }
+    if tables.is_private(&headers.target) {
+        return Ok(Verdict::Pass(Pass::PrivateDestination));
+    }
+    let index = match headers.protocol {
+        protocol::TCP => source.tcp,
+        protocol::UDP => source.udp,
+        protocol::ICMP => source.icmp,
+        _ => source.other,
+    };
+    let Some(policy) = tables.policy(index) else { return Err(Drop::NoOutbound) };
+    if policy.translation == Translation::Untranslated as u8 {
+        return Ok(Verdict::Pass(Pass::Untranslated));
+    }
+    if policy.translation != Translation::Ports as u8 {
+        return Err(Drop::NoOutbound);
+    }
+    if headers.fragment {
+        return Err(Drop::Fragment);
+    }
+    match headers.transport {
+        Transport::Tcp if !headers.opens() => {
+            // Connections to the node's own addresses are nobody's flows and are left alone.
+            if headers.source == settings.node {
+                return Ok(Verdict::Pass(Pass::NodeOwn));
+            }
+            if now < settings.adopt_until && headers.flags & tcp_flag::SYN == 0 {
+                return Ok(Verdict::Pass(Pass::Adopted));
+            }
+            return Err(Drop::NoFlow);
+        }
+        Transport::Tcp | Transport::Udp => {}
+        Transport::Echo { request: true } => {
+            if settings.flags & agent_flag::DROP_ICMP_ECHO != 0 {
+                return Err(Drop::IcmpEcho);
+            }
+        }
+        // An answer to a request that nobody saw come in.
+        Transport::Echo { request: false } => return Err(Drop::NoFlow),
+        Transport::IcmpError | Transport::IcmpOther => return Err(Drop::IcmpType),
+        Transport::Fragment => return Err(Drop::Fragment),
+        Transport::Other => return Err(Drop::Protocol),
+    }
+    open(packet, tables, settings, &headers, index, policy, now)
+}
+
+/// The key under which a packet's flow stands at egress.
+#[inline(always)]
+fn key(headers: &Headers<V4>) -> FlowKey<Address> {
+    let echo = headers.protocol == protocol::ICMP;
+    FlowKey {
+        source: headers.source,
+        target: headers.target,
+        source_port: headers.source_port,
+        target_port: if echo { [0; 2] } else { headers.target_port },
+        protocol: headers.protocol,
+        side: Side::Egress as u8,
+        reserved: [0; 2],
+    }
+}
+
+/// Whether the flow that stands at the packet's key is the packet's.
+///
+/// An entry that looks idle or that is closing is judged together with its peer; what is over is
+/// removed, both halves. A SYN on a closing connection opens it again under the same port.
+#[inline(always)]
+pub(crate) fn is_live<T: AgentTables<V4>>(
+    tables: &T,
+    key: &FlowKey<Address>,
+    half: &Flow<Address>,
+    headers: &Headers<V4>,
+    now: Ticks,
+) -> bool {
+    let opens = headers.transport == Transport::Tcp && headers.opens();
+    if !opens && !flow::looks_idle(half, now) {
+        return true;
+    }
+    judge(tables, key, half, opens, now)
+}
+
+/// Judges a flow by both its halves.
+// VERIFIER: a function of its own, so that its variables do not take stack from the port search.
+#[inline(never)]
+fn judge<T: AgentTables<V4>>(
+    tables: &T,
+    key: &FlowKey<Address>,
+    half: &Flow<Address>,
+    opens: bool,
+    now: Ticks,
+) -> bool {
+    let peer_key = key.peer(half.address, half.port);
+    let peer = tables.flow(&peer_key);
+    if flow::expired(half, peer, key.protocol, now) {
+        let (kind, position) = (half.kind, half.position);
+        tables.remove_flow(&peer_key);
+        tables.remove_flow(key);
+        if kind == FlowKind::Outbound as u8 {
+            let remote = if key.side == Side::Egress as u8 { key } else { &peer_key };
+            release(tables, remote.target, remote.target_port, key.protocol, position);
+        }
+        return false;
+    }
+    if opens && flow::closing(half, peer) {
+        half.marks.set(0);
+        if let Some(peer) = peer {
+            peer.marks.set(0);
+        }
+        tables.count(Event::Reopened);
+    }
+    true
+}
+
+/// Gives a position back to its destination's row, if it has one.
+#[inline(always)]
+pub fn release<T: AgentTables<V4>>(
+    tables: &T,
+    remote: Address,
+    port: [u8; 2],
+    protocol: u8,
+    position: u32,
+) {
+    let Some(settings) = tables.settings() else { return };
+    let fingerprint = fingerprint(settings, remote, port, protocol);
+    let row = watched(tables, fingerprint);
+    if row != 0
+        && let Some(row) = tables.positions(row)
+    {
+        row.release(tables, position);
+    }
+}
+
+/// What stands for a destination in its row of positions. Never zero, which means a free row.
+#[inline(always)]
+pub fn fingerprint(
+    settings: &AgentSettings<Address>,
+    remote: Address,
+    port: [u8; 2],
+    protocol: u8,
+) -> u64 {
+    let [a, b, c, d] = remote;
+    let word = u64::from_le_bytes([a, b, c, d, port[0], port[1], protocol, 1]);
+    hash::secret(settings.seed, [word, 0]) | 1
+}
+
+/// The change to a packet whose half of the flow is `half`.
+#[inline(always)]
+fn rewrite<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &Headers<V4>,
+    half: &Flow<Address>,
+    settings: &AgentSettings<Address>,
+) -> Verdict<V4> {
+    change(packet, headers, half.address, half.port, settings)
+}
+
+#[inline(always)]
+fn change<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &Headers<V4>,
+    address: Address,
+    port: [u8; 2],
+    settings: &AgentSettings<Address>,
+) -> Verdict<V4> {
+    Verdict::Rewrite(Rewrite {
+        unwrap: false,
+        end: End::Source,
+        address: Change { old: headers.source, new: address },
+        port: Change { old: headers.source_port, new: port },
+        at: Places::ipv4(headers, End::Source, 0),
+        segment: lower_segment(packet, headers, settings.mss_max),
+        event: Event::TranslatedOut,
+    })
+}
+
+/// The new maximum segment size of a SYN that asks for more than `max`: what comes back to it is
+/// wrapped, and needs room for that.
+#[inline(always)]
+fn lower_segment<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &Headers<V4>,
+    max: u16,
+) -> Option<verdict::Segment> {
+    if headers.transport != Transport::Tcp || headers.flags & tcp_flag::SYN == 0 || max == 0 {
+        return None;
+    }
+    let found = packet::maximum_segment(packet, headers)?;
+    (found.size > max).then(|| verdict::Segment {
+        at: found.at as u16,
+        size: Change { old: found.size.to_be_bytes(), new: max.to_be_bytes() },
+    })
+}
+
+/// Opens a flow: finds a port that is free for the destination and records both directions.
+#[inline(always)]
+fn open<P: Packet + ?Sized, T: AgentTables<V4>>(
+    packet: &P,
+    tables: &T,
+    settings: &AgentSettings<Address>,
+    headers: &Headers<V4>,
+    index: u8,
+    policy: &Policy,
+    now: u64,
+) -> Result<Verdict<V4>, Drop> {
+    let key = key(headers);
+    let fingerprint = fingerprint(settings, key.target, key.target_port, key.protocol);
+    let [a, b, c, d] = key.source;
+    let wanted = Wanted {
+        key,
+        reverse: FlowKey::default(),
+        other: FlowKey::default(),
+        idle: match headers.protocol {
+            protocol::TCP => policy.idle_tcp,
+            protocol::UDP => policy.idle_udp,
+            _ => policy.idle_icmp,
+        },
+        policy: index,
+        marks: if headers.transport == Transport::Tcp { flow::marks_of(headers.flags) } else { 0 },
+        now: Ticks::from_nanoseconds(now),
+        generation: hash::secret(settings.seed, [now, fingerprint]) as u32,
+        random: hash::secret(
+            settings.seed,
+            [
+                u64::from_le_bytes([a, b, c, d, key.source_port[0], key.source_port[1], 0, 0]),
+                fingerprint,
+            ],
+        ),
+        collided: false,
+        place: Place { address: [0; 4], port: [0; 2], position: 0 },
+    };
+    if policy.segments == 0 || policy.blocks[0].count == 0 {
+        return Err(Drop::NoLease);
+    }
+    let row = watched(tables, fingerprint);
+    let search = tables
+        .repeat(STEPS, Search { row, fingerprint, segment: 0, wanted, end: Outcome::Looking });
+    let wanted = search.wanted;
+    let found = match search.end {
+        Outcome::Found => wanted.place,
+        Outcome::TableFull => return Err(Drop::FlowTableFull),
+        Outcome::Looking | Outcome::Full => {
+            return Ok(Verdict::Refuse { reason: Drop::PortsExhausted, flow: key, policy: index });
+        }
+    };
+    let forward = wanted.half(found.address, found.port, found.position);
+    forward.marks.set(wanted.marks);
+    forward.sequence.set(headers.sequence.wrapping_add(headers.sequence_length()));
+    match tables.insert_flow(&key, forward) {
+        Ok(()) => {
+            tables.count(Event::FlowOut);
+            Ok(change(packet, headers, found.address, found.port, settings))
+        }
+        Err(problem) => {
+            // The reverse entry must not stand alone.
+            tables.remove_flow(&key.peer(found.address, found.port));
+            release(tables, key.target, key.target_port, key.protocol, found.position);
+            match (problem, tables.flow(&key)) {
+                // Another CPU opened the same flow in the same moment: its port it is.
+                (NotInserted::Exists, Some(other)) => Ok(rewrite(packet, headers, other, settings)),
+                (NotInserted::Exists, None) => Err(Drop::NoFlow),
+                (NotInserted::Full, _) => Err(Drop::FlowTableFull),
+            }
+        }
+    }
+}
+
+/// A flow that looks for a port.
+#[derive(Clone, Copy)]
+struct Wanted {
+    key: FlowKey<Address>,
+    /// Key of the reverse entry that is being tried.
+    // VERIFIER: this key and the next stand here to spare the stack.
+    reverse: FlowKey<Address>,
+    /// Key of the peer of what stood there.
+    other: FlowKey<Address>,
+    idle: u32,
+    policy: u8,
+    marks: u32,
+    now: Ticks,
+    generation: u32,
+    random: u64,
+    /// The last try found its port in use.
+    collided: bool,
+    /// What it was given.
+    place: Place,
+}
+
+/// A port of the holding.
+#[derive(Clone, Copy)]
+struct Place {
+    address: Address,
+    port: [u8; 2],
+    position: u32,
+}
+
+impl Wanted {
+    #[inline(always)]
+    fn half(&self, address: Address, port: [u8; 2], position: u32) -> Flow<Address> {
+        Flow {
+            address,
+            port,
+            kind: FlowKind::Outbound as u8,
+            policy: self.policy,
+            generation: self.generation,
+            last_seen: Cell::new(self.now.0),
+            marks: Cell::new(0),
+            idle: self.idle,
+            position,
+            sequence: Cell::new(0),
+            acknowledgement: Cell::new(0),
+        }
+    }
+
+    #[inline(always)]
+    fn reverse_half(&self, position: u32) -> Flow<Address> {
+        self.half(self.key.source, self.key.source_port, position)
+    }
+
+    /// Tries to take one position: reserves its port by inserting the reverse entry.
+    #[inline(always)]
+    fn take<T: AgentTables<V4>>(&mut self, tables: &T, position: u32) -> Outcome {
+        let Some(block) = tables.block(position / BLOCK_PORTS) else { return Outcome::Looking };
+        if block.flags & block_flag::USABLE == 0 {
+            return Outcome::Looking;
+        }
+        let Some(address) = tables.frontend(block.frontend) else { return Outcome::Looking };
+        let port = (block.start + (position % BLOCK_PORTS) as u16).to_be_bytes();
+        self.reverse = self.key.peer(address, port);
+        match tables.insert_flow(&self.reverse, self.reverse_half(position)) {
+            Ok(()) => {
+                self.place = Place { address, port, position };
+                return Outcome::Found;
+            }
+            Err(NotInserted::Full) => return Outcome::TableFull,
+            Err(NotInserted::Exists) => {}
+        }
+        tables.count(Event::PortCollision);
+        self.collided = true;
+        // What stands there may be over; then its port is free.
+        let Some(half) = tables.flow(&self.reverse) else { return Outcome::Looking };
+        self.other = self.reverse.peer(half.address, half.port);
+        if flow::expired(half, tables.flow(&self.other), self.key.protocol, self.now) {
+            // The next step finds its port free.
+            tables.remove_flow(&self.other);
+            tables.remove_flow(&self.reverse);
+            self.collided = false;
+        }
+        Outcome::Looking
+    }
+}
+
+/// The search for a port in the policy's segments, the first one with room first.
+#[derive(Clone, Copy)]
+struct Search {
+    /// The number of the destination's row, once it is watched; else 0.
+    row: u32,
+    fingerprint: u64,
+    /// Index of the segment that is being searched.
+    segment: u32,
+    wanted: Wanted,
+    end: Outcome,
+}
+
+/// Where a search stands.
+// VERIFIER: without payloads; what a variant leaves unset must not be read, even for nothing.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// Not at its end.
+    Looking,
+    /// [`Wanted::place`] is the flow's.
+    Found,
+    /// Every port is in use for the destination.
+    Full,
+    /// The flow table has no room.
+    TableFull,
+}
+
+impl Search {
+    #[inline(always)]
+    fn next<T: AgentTables<V4>>(&mut self, tables: &T) -> Outcome {
+        let Some(policy) = tables.policy(self.wanted.policy) else { return Outcome::Full };
+        let segment = policy.blocks[self.segment as usize % SEGMENTS_MAX];
+        if segment.count == 0 {
+            return Outcome::Full;
+        }
+        let position = if self.row == 0 {
+            let ports = segment.count as u32 * BLOCK_PORTS;
+            segment.first as u32 * BLOCK_PORTS + hash::below(self.wanted.random as u32, ports)
+        } else {
+            let Some(barred) = tables.positions(0) else { return Outcome::Full };
+            let Some(row) = tables.positions(self.row) else { return Outcome::Full };
+            match positions::find(tables, row, barred, run(segment), self.wanted.random) {
+                Found::Free(position) => position,
+                Found::Again => return Outcome::Looking,
+                Found::Full => {
+                    self.segment += 1;
+                    let more = self.segment < policy.segments as u32;
+                    return if more { Outcome::Looking } else { Outcome::Full };
+                }
+            }
+        };
+        match self.wanted.take(tables, position) {
+            Outcome::Looking => {}
+            Outcome::Found => {
+                self.mark(tables, position);
+                return Outcome::Found;
+            }
+            end => return end,
+        }
+        self.wanted.random = hash::spread(self.fingerprint, [self.wanted.random, 0]);
+        if self.row == 0 {
+            self.row = watch(tables, self.fingerprint);
+        }
+        if self.wanted.collided {
+            self.wanted.collided = false;
+            self.mark(tables, position);
+        }
+        Outcome::Looking
+    }
+
+    /// Notes in the destination's row, if it has one, that a position is taken.
+    #[inline(always)]
+    fn mark<T: AgentTables<V4>>(&self, tables: &T, position: u32) {
+        if self.row != 0
+            && let Some(row) = tables.positions(self.row)
+        {
+            row.take(tables, position);
+        }
+    }
+}
+
+impl<T: AgentTables<V4>> Step<T> for Search {
+    #[inline(always)]
+    fn step(&mut self, tables: &T) -> bool {
+        self.end = self.next(tables);
+        matches!(self.end, Outcome::Looking)
+    }
+}
+
+/// The words of a segment.
+#[inline(always)]
+fn run(segment: Segment) -> Run {
+    let first = segment.first as u32 * BLOCK_PORTS / 64;
+    let last = (segment.first as u32 + segment.count as u32) * BLOCK_PORTS - 1;
+    Run { first, last: last / 64 }
+}

@@ -1,0 +1,205 @@
+//! The decision about a packet that arrives at the node.
+
+use core::cell::Cell;
+
+use crate::{
+    Drop, Event, Pass, V4,
+    agent::{AgentTables, NotInserted},
+    egress, flow, gue, hash,
+    packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport},
+    protocol,
+    tables::{AgentSettings, Flow, FlowKey, FlowKind, RuleKey, Side, Ticks, agent_flag, rule_flag},
+    verdict::{Change, End, Places, Rewrite, Verdict},
+};
+
+type Address = [u8; 4];
+
+/// Decides about one frame that arrives at the uplink; `now` is the monotonic clock in
+/// nanoseconds.
+#[inline(always)]
+pub fn ingress<P: Packet + ?Sized, T: AgentTables<V4>>(
+    packet: &P,
+    tables: &T,
+    now: u64,
+) -> Verdict<V4> {
+    match decide(packet, tables, now) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
+    packet: &P,
+    tables: &T,
+    now: u64,
+) -> Result<Verdict<V4>, Drop> {
+    match packet::ethernet_type(packet) {
+        Some(ETHERNET_IPV4) => {}
+        Some(_) => return Ok(Verdict::Pass(Pass::NotIp)),
+        None => return Ok(Verdict::Pass(Pass::NotIp)),
+    }
+    let Some(settings) = tables.settings() else { return Ok(Verdict::Pass(Pass::NotConfigured)) };
+    let Some(outer) = wrapped(packet, settings) else { return Ok(Verdict::Pass(Pass::NotWrapped)) };
+    if !tables.is_mux(&outer) {
+        return Err(Drop::NotMux);
+    }
+    let headers = packet::ipv4(packet, gue::OUTER)?;
+    if headers.fragment {
+        return Err(Drop::Fragment);
+    }
+    match headers.transport {
+        Transport::Tcp | Transport::Udp | Transport::Echo { .. } => {}
+        Transport::IcmpError | Transport::IcmpOther => return Err(Drop::IcmpType),
+        Transport::Fragment => return Err(Drop::Fragment),
+        Transport::Other => return Err(Drop::Protocol),
+    }
+    let key = key(&headers);
+    let ticks = Ticks::from_nanoseconds(now);
+    if let Some(half) = tables.flow(&key)
+        && egress::is_live(tables, &key, half, &headers, ticks)
+    {
+        flow::see(half, &headers, ticks);
+        return Ok(rewrite(&headers, half.address, half.port));
+    }
+    inbound(tables, settings, &headers, &key, ticks, now)
+}
+
+/// Source of the wrapped packet that the frame carries, if it carries one for this node.
+#[inline(always)]
+fn wrapped<P: Packet + ?Sized>(packet: &P, settings: &AgentSettings<Address>) -> Option<Address> {
+    let b = packet.read::<{ gue::OVERHEAD }>(ETHERNET)?;
+    // Muxes send no options and no fragments; whatever looks otherwise is not theirs.
+    let ours = b[0] == 0x45
+        && b[9] == protocol::UDP
+        && b[6] & 0x3f == 0
+        && b[7] == 0
+        && [b[16], b[17], b[18], b[19]] == settings.node
+        && u16::from_be_bytes([b[22], b[23]]) == settings.gue_port;
+    ours.then_some([b[12], b[13], b[14], b[15]])
+}
+
+/// The key under which a packet's flow stands at ingress.
+#[inline(always)]
+fn key(headers: &Headers<V4>) -> FlowKey<Address> {
+    let echo = headers.protocol == protocol::ICMP;
+    FlowKey {
+        source: headers.source,
+        target: headers.target,
+        source_port: if echo { [0; 2] } else { headers.source_port },
+        target_port: headers.target_port,
+        protocol: headers.protocol,
+        side: Side::Ingress as u8,
+        reserved: [0; 2],
+    }
+}
+
+#[inline(always)]
+fn rewrite(headers: &Headers<V4>, address: Address, port: [u8; 2]) -> Verdict<V4> {
+    Verdict::Rewrite(Rewrite {
+        unwrap: true,
+        end: End::Target,
+        address: Change { old: headers.target, new: address },
+        port: Change { old: headers.target_port, new: port },
+        at: Places::ipv4(headers, End::Target, gue::OVERHEAD),
+        segment: None,
+        event: Event::TranslatedIn,
+    })
+}
+
+/// A packet of no flow: it may open one to a Service of this node.
+#[inline(always)]
+fn inbound<T: AgentTables<V4>>(
+    tables: &T,
+    settings: &AgentSettings<Address>,
+    headers: &Headers<V4>,
+    key: &FlowKey<Address>,
+    ticks: Ticks,
+    now: u64,
+) -> Result<Verdict<V4>, Drop> {
+    if headers.protocol == protocol::ICMP {
+        return Err(Drop::NoFlow);
+    }
+    let rule = RuleKey {
+        vip: headers.target,
+        port: headers.target_port,
+        protocol: headers.protocol,
+        reserved: 0,
+    };
+    let Some(service) = tables.service(&rule) else {
+        return Err(if tables.is_vip(&headers.target) { Drop::NoFlow } else { Drop::NotHeld });
+    };
+    // Only a SYN opens a connection: late packets must not make entries that later swallow a
+    // new connection's packets.
+    if headers.transport == Transport::Tcp && !headers.opens() {
+        return Err(Drop::NoFlow);
+    }
+    let (address, port, index) = if settings.flags & agent_flag::LAST_HOP_KUBE_PROXY != 0 {
+        (headers.target, headers.target_port, 0)
+    } else {
+        if service.count == 0 {
+            return Err(Drop::NoEndpoint);
+        }
+        let affinity = service.flags & rule_flag::CLIENT_AFFINITY != 0;
+        let hash = crate::mux::flow_hash(headers, settings.seed[0], affinity);
+        let index = service.first + hash::below((hash >> 32) as u32, service.count);
+        let Some(endpoint) = tables.endpoint(index) else { return Err(Drop::NoEndpoint) };
+        (endpoint.address, endpoint.port, index)
+    };
+    let generation = hash::secret(settings.seed, [now, headers.sequence as u64]) as u32;
+    let half = |address, port, marks| Flow {
+        address,
+        port,
+        kind: FlowKind::Inbound as u8,
+        policy: 0,
+        generation,
+        last_seen: Cell::new(ticks.0),
+        marks: Cell::new(marks),
+        idle: service.idle,
+        position: index,
+        sequence: Cell::new(0),
+        acknowledgement: Cell::new(0),
+    };
+    let marks = if headers.transport == Transport::Tcp { flow::marks_of(headers.flags) } else { 0 };
+    let inward = half(address, port, marks);
+    inward.sequence.set(headers.sequence.wrapping_add(headers.sequence_length()));
+    let outward_key = key.peer(address, port);
+    let outward = || half(headers.target, headers.target_port, 0);
+    match tables.insert_flow(&outward_key, outward()) {
+        Ok(()) => {}
+        Err(NotInserted::Full) => return Err(Drop::FlowTableFull),
+        Err(NotInserted::Exists) => {
+            // The client reached the same pod by another VIP or a flow of the pod's own, with the
+            // very same ports. If that flow is over, its entries make room.
+            let Some(other) = tables.flow(&outward_key) else { return Err(Drop::NoFlow) };
+            let other_key = outward_key.peer(other.address, other.port);
+            if !flow::expired(other, tables.flow(&other_key), key.protocol, ticks) {
+                return Err(Drop::NoFlow);
+            }
+            tables.remove_flow(&other_key);
+            tables.remove_flow(&outward_key);
+            if tables.insert_flow(&outward_key, outward()).is_err() {
+                return Err(Drop::FlowTableFull);
+            }
+        }
+    }
+    match tables.insert_flow(key, inward) {
+        Ok(()) => {
+            tables.count(Event::FlowIn);
+            Ok(rewrite(headers, address, port))
+        }
+        Err(problem) => {
+            match (problem, tables.flow(key)) {
+                // Another CPU opened it in the same moment, on the same pod: the hash is the same.
+                (NotInserted::Exists, Some(other)) => {
+                    Ok(rewrite(headers, other.address, other.port))
+                }
+                (NotInserted::Exists, None) => Err(Drop::NoFlow),
+                (NotInserted::Full, _) => {
+                    tables.remove_flow(&outward_key);
+                    Err(Drop::FlowTableFull)
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Headers as values.
+//!
+//! Bytes are read through [`Packet`], so that the kernel's bounds checks stand where its verifier
+//! wants them and tests can hand in a slice.
+
+use crate::{Drop, Family, V4, protocol};
+
+/// Something to read a frame from.
+pub trait Packet {
+    /// `N` bytes at `at`, or nothing where the frame is shorter.
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
+
+    /// Length of the frame in bytes.
+    fn length(&self) -> usize;
+}
+
+impl Packet for [u8] {
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.get(at..at.checked_add(N)?)?.try_into().ok()
+    }
+
+    fn length(&self) -> usize {
+        self.len()
+    }
+}
+
+/// Bytes of an Ethernet header.
+pub const ETHERNET: usize = 14;
+
+/// TCP flags (RFC 9293, 3.1).
+pub mod tcp_flag {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronize sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement field is significant.
+    pub const ACK: u8 = 0x10;
+}
+
+/// What the transport header is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP with the given flags.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP echo request or reply; the identifier stands in both ports.
+    Echo {
+        /// A request, else a reply.
+        request: bool,
+    },
+    /// An ICMP error (types 3, 11, 12): it carries the start of a packet.
+    IcmpError,
+    /// Any other ICMP message.
+    IcmpOther,
+    /// A fragment that is not the first: there is no transport header.
+    Fragment,
+    /// A protocol that has no ports as far as we know.
+    Other,
+}
+
+/// A packet's headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers<F: Family> {
+    /// Offset of the IP header in the frame.
+    pub ip: usize,
+    /// Offset of the transport header.
+    pub l4: usize,
+    /// Length of the IP packet.
+    pub total: u16,
+    /// Type of service byte (DSCP and ECN).
+    pub tos: u8,
+    /// Source address.
+    pub source: F::Address,
+    /// Destination address.
+    pub target: F::Address,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Part of a datagram that was cut.
+    pub fragment: bool,
+    /// What follows.
+    pub transport: Transport,
+    /// Source port, or echo identifier.
+    pub source_port: [u8; 2],
+    /// Destination port, or echo identifier.
+    pub target_port: [u8; 2],
+    /// TCP flags.
+    pub flags: u8,
+    /// TCP: bytes of its header.
+    pub tcp_length: u8,
+    /// TCP: sequence number.
+    pub sequence: u32,
+    /// TCP: acknowledgement number.
+    pub acknowledgement: u32,
+    /// UDP: the sender left the checksum out.
+    pub no_checksum: bool,
+}
+
+impl<F: Family> Headers<F> {
+    /// A TCP packet that opens a connection.
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        self.flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST | tcp_flag::FIN)
+            == tcp_flag::SYN
+    }
+
+    /// TCP: bytes of data plus one for SYN and FIN: how far the sequence number moves.
+    #[inline(always)]
+    pub fn sequence_length(&self) -> u32 {
+        let headers = (self.l4 - self.ip) as u32 + self.tcp_length as u32;
+        (self.total as u32).wrapping_sub(headers)
+            + (self.flags & tcp_flag::SYN != 0) as u32
+            + (self.flags & tcp_flag::FIN != 0) as u32
+    }
+}
+
+/// Ethernet type of the frame.
+#[inline(always)]
+pub fn ethernet_type<P: Packet + ?Sized>(packet: &P) -> Option<u16> {
+    packet.read::<2>(12).map(u16::from_be_bytes)
+}
+
+/// Ethernet type of IPv4.
+pub const ETHERNET_IPV4: u16 = 0x0800;
+
+/// Reads the headers of the IPv4 packet that starts at `ip`.
+///
+/// # Errors
+/// [`Drop::Malformed`] where a header is cut short or contradicts itself. A transport header that
+/// lies beyond the datagram's own length counts as cut short.
+#[inline(always)]
+pub fn ipv4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers<V4>, Drop> {
+    let Some(b) = packet.read::<20>(ip) else { return Err(Drop::Malformed) };
+    let header = ((b[0] & 0x0f) as usize) << 2;
+    let total = u16::from_be_bytes([b[2], b[3]]);
+    if b[0] >> 4 != 4 || header < 20 || (total as usize) < header {
+        return Err(Drop::Malformed);
+    }
+    // Ethernet pads short frames, so the frame may be longer, never shorter.
+    if ip + total as usize > packet.length() {
+        return Err(Drop::Malformed);
+    }
+    let cut = u16::from_be_bytes([b[6], b[7]]) & 0x3fff;
+    let mut headers = Headers {
+        ip,
+        l4: ip + header,
+        total,
+        tos: b[1],
+        source: [b[12], b[13], b[14], b[15]],
+        target: [b[16], b[17], b[18], b[19]],
+        protocol: b[9],
+        fragment: cut != 0,
+        transport: Transport::Other,
+        source_port: [0; 2],
+        target_port: [0; 2],
+        flags: 0,
+        tcp_length: 0,
+        sequence: 0,
+        acknowledgement: 0,
+        no_checksum: false,
+    };
+    if cut & 0x1fff != 0 {
+        headers.transport = Transport::Fragment;
+        return Ok(headers);
+    }
+    transport(packet, &mut headers, total as usize - header)?;
+    Ok(headers)
+}
+
+/// Reads the transport header; `room` is what the datagram has left for it.
+#[inline(always)]
+fn transport<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &mut Headers<V4>,
+    room: usize,
+) -> Result<(), Drop> {
+    match headers.protocol {
+        protocol::TCP => {
+            let Some(b) = packet.read::<20>(headers.l4) else { return Err(Drop::Malformed) };
+            let length = (b[12] >> 4) << 2;
+            if length < 20 || room < length as usize {
+                return Err(Drop::Malformed);
+            }
+            headers.transport = Transport::Tcp;
+            headers.source_port = [b[0], b[1]];
+            headers.target_port = [b[2], b[3]];
+            headers.sequence = u32::from_be_bytes([b[4], b[5], b[6], b[7]]);
+            headers.acknowledgement = u32::from_be_bytes([b[8], b[9], b[10], b[11]]);
+            headers.flags = b[13];
+            headers.tcp_length = length;
+        }
+        protocol::UDP => {
+            let Some(b) = packet.read::<8>(headers.l4) else { return Err(Drop::Malformed) };
+            // A first fragment's UDP length is that of the whole datagram.
+            let length = u16::from_be_bytes([b[4], b[5]]) as usize;
+            if room < 8 || length < 8 || (length > room && !headers.fragment) {
+                return Err(Drop::Malformed);
+            }
+            headers.transport = Transport::Udp;
+            headers.source_port = [b[0], b[1]];
+            headers.target_port = [b[2], b[3]];
+            headers.no_checksum = b[6] == 0 && b[7] == 0;
+        }
+        protocol::ICMP => {
+            let Some(b) = packet.read::<8>(headers.l4) else { return Err(Drop::Malformed) };
+            if room < 8 {
+                return Err(Drop::Malformed);
+            }
+            headers.transport = match b[0] {
+                0 | 8 => Transport::Echo { request: b[0] == 8 },
+                3 | 11 | 12 => Transport::IcmpError,
+                _ => Transport::IcmpOther,
+            };
+            if matches!(headers.transport, Transport::Echo { .. }) {
+                headers.source_port = [b[4], b[5]];
+                headers.target_port = [b[4], b[5]];
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Where a SYN's maximum segment size stands, and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaximumSegment {
+    /// Offset of the two bytes in the frame.
+    pub at: usize,
+    /// The value.
+    pub size: u16,
+}
+
+/// Finds the MSS option (RFC 9293, 3.7.1) of a TCP header.
+// BOUND: a TCP header has at most 40 bytes of options, each at least one byte long. Ten steps
+// reach the MSS wherever real stacks put it (first, or after a few NOPs); a SYN that hides it
+// further back keeps its MSS and falls to path MTU discovery.
+#[inline(always)]
+pub fn maximum_segment<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &Headers<V4>,
+) -> Option<MaximumSegment> {
+    let end = headers.tcp_length as usize;
+    let mut at = 20usize;
+    for _ in 0..10 {
+        // VERIFIER: the bound keeps `at` a small number for the kernel.
+        if at + 4 > end || at > 56 {
+            return None;
+        }
+        let [kind, length, high, low] = packet.read::<4>(headers.l4 + at)?;
+        match kind {
+            0 => return None,
+            1 => at += 1,
+            2 if length == 4 => {
+                let size = u16::from_be_bytes([high, low]);
+                return Some(MaximumSegment { at: headers.l4 + at + 2, size });
+            }
+            _ if length < 2 => return None,
+            _ => at += length as usize,
+        }
+    }
+    None
+}

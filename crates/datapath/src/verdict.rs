@@ -1,0 +1,156 @@
+//! What is to be done with a packet, as values.
+
+use crate::{
+    Drop, Event, Family, Pass,
+    packet::{Headers, Transport},
+    protocol,
+    tables::FlowKey,
+};
+
+/// What the agent does with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict<F: Family> {
+    /// Goes on as it is.
+    Pass(Pass),
+    /// Is dropped.
+    Drop(Drop),
+    /// Is dropped, and user space is told, so that the client learns of it.
+    Refuse {
+        /// The reason.
+        reason: Drop,
+        /// The flow that could not be opened.
+        flow: FlowKey<F::Address>,
+        /// Index of the policy that had no port.
+        policy: u8,
+    },
+    /// Is changed and goes on.
+    Rewrite(Rewrite<F>),
+}
+
+/// Changes to one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrite<F: Family> {
+    /// First take [`crate::gue::OVERHEAD`] bytes away between the Ethernet and the inner IP
+    /// header. Offsets below are those after it.
+    pub unwrap: bool,
+    /// Which end is rewritten.
+    pub end: End,
+    /// Address as it is and as it becomes.
+    pub address: Change<F::Address>,
+    /// Port (or echo identifier) as it is and as it becomes.
+    pub port: Change<[u8; 2]>,
+    /// Where things stand.
+    pub at: Places,
+    /// A SYN whose maximum segment size is too large for the way back.
+    pub segment: Option<Segment>,
+    /// What to count.
+    pub event: Event,
+}
+
+/// An end of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Source.
+    Source,
+    /// Destination.
+    Target,
+}
+
+/// A value before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change<T> {
+    /// Before.
+    pub old: T,
+    /// After.
+    pub new: T,
+}
+
+/// Offsets in the frame, after unwrapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// The address to be changed.
+    pub address: u16,
+    /// The IP header's checksum.
+    pub ip_checksum: u16,
+    /// The port to be changed.
+    pub port: u16,
+    /// The transport checksum.
+    pub l4_checksum: u16,
+    /// How addresses enter into the transport checksum.
+    pub cover: Cover,
+}
+
+/// What a transport checksum covers beside its own segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cover {
+    /// A pseudo-header with both addresses (TCP).
+    PseudoHeader,
+    /// The same; zero stands for no checksum, and a sum of zero is sent as ones (UDP).
+    PseudoHeaderOrNone,
+    /// No checksum was sent (UDP): leave it alone.
+    Nothing,
+    /// The message alone (ICMP).
+    MessageOnly,
+}
+
+/// A new maximum segment size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Offset of its two bytes.
+    pub at: u16,
+    /// Before and after, wire order.
+    pub size: Change<[u8; 2]>,
+}
+
+impl Places {
+    /// Where things stand in an IPv4 packet with these headers; `shift` bytes in front of it are
+    /// taken away first.
+    #[inline(always)]
+    pub fn ipv4<F: Family>(headers: &Headers<F>, end: End, shift: usize) -> Places {
+        // VERIFIER: 16 bits keep the verdict small; the kernel gives a program 512 bytes of stack.
+        let ip = (headers.ip - shift) as u16;
+        let l4 = (headers.l4 - shift) as u16;
+        let source = matches!(end, End::Source);
+        Places {
+            address: ip + if source { 12 } else { 16 },
+            ip_checksum: ip + 10,
+            port: l4
+                + match headers.transport {
+                    Transport::Echo { .. } => 4,
+                    _ if source => 0,
+                    _ => 2,
+                },
+            l4_checksum: l4
+                + match headers.protocol {
+                    protocol::TCP => 16,
+                    protocol::UDP => 6,
+                    _ => 2,
+                },
+            cover: match headers.protocol {
+                protocol::TCP => Cover::PseudoHeader,
+                protocol::UDP if headers.no_checksum => Cover::Nothing,
+                protocol::UDP => Cover::PseudoHeaderOrNone,
+                _ => Cover::MessageOnly,
+            },
+        }
+    }
+}
+
+/// What the mux does with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum MuxVerdict {
+    /// Goes up the mux's own stack.
+    Pass(Pass),
+    /// Is dropped.
+    Drop(Drop),
+    /// Gets [`crate::gue::OVERHEAD`] bytes more in front, its first bytes become `outer`, and it
+    /// goes back out of the interface it came in by.
+    Wrap {
+        /// The new Ethernet, IPv4 and UDP headers.
+        outer: [u8; crate::gue::OUTER],
+        /// What to count.
+        event: Event,
+    },
+}

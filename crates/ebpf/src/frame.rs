@@ -1,0 +1,39 @@
+//! The only place that reads packet memory.
+
+use core::mem::size_of;
+
+use datapath::packet::Packet;
+
+/// A frame between two pointers of the context.
+pub struct Frame {
+    data: usize,
+    end: usize,
+    length: usize,
+}
+
+impl Frame {
+    /// `data` and `end` are the context's packet pointers; `length` is the frame's length, of which
+    /// they may cover only the first part.
+    #[inline(always)]
+    pub fn new(data: usize, end: usize, length: usize) -> Self {
+        Frame { data, end, length }
+    }
+}
+
+impl Packet for Frame {
+    #[inline(always)]
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let from = self.data + at;
+        if from + size_of::<[u8; N]>() > self.end {
+            return None;
+        }
+        // SAFETY: `data` and `end` are the packet's bounds and the N bytes lie between them. The
+        // verifier holds us to it.
+        Some(unsafe { *(from as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.length
+    }
+}
