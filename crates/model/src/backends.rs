@@ -98,7 +98,7 @@ pub fn public_rules(objects: &Objects) -> BTreeMap<RuleKey<[u8; 4]>, PublicRule>
 }
 
 /// The start of the names of everything that belongs to a Service.
-fn service_prefix(uid: &str) -> String {
+pub(crate) fn service_prefix(uid: &str) -> String {
     std::iter::once('a').chain(uid.chars().filter(|c| *c != '-')).take(32).collect()
 }
 

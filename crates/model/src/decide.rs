@@ -235,20 +235,9 @@ pub fn decide(
     if private.is_some() {
         return Outbound { why, ..Outbound::new(Method::NotTranslated) };
     }
-    let route = route(objects, destination);
-    let found = match &route {
-        Route::Internet(found) => found.clone(),
-        Route::Elsewhere { found, .. } | Route::Nowhere(found) => found.clone(),
-    };
-    let elsewhere = !matches!(route, Route::Internet(_));
-    ask(&mut why, "Does a route send it elsewhere than to the Internet?", elsewhere, found);
-    let mut outbound = match route {
-        Route::Elsewhere { next_hop, .. } => {
-            Outbound { via: next_hop, ..Outbound::new(Method::UserDefinedRouting) }
-        }
-        Route::Nowhere(_) => Outbound::new(Method::None),
-        Route::Internet(_) => platform(objects, settings, node, protocol, &mut why),
-    };
+    let mut outbound = by_route(route(objects, destination), &mut why, |why| {
+        platform(objects, settings, node, protocol, why)
+    });
     outbound.why = why;
     outbound
 }
@@ -261,15 +250,38 @@ pub fn decide_default(
     protocol: Protocol,
 ) -> Outbound {
     let mut why = Vec::new();
-    let mut outbound = match default_route(objects) {
-        Route::Elsewhere { next_hop, .. } if !has_internet_routes(objects) => {
-            Outbound { via: next_hop, ..Outbound::new(Method::UserDefinedRouting) }
+    let route = match default_route(objects) {
+        Route::Elsewhere { .. } | Route::Nowhere(_) if has_internet_routes(objects) => {
+            Route::Internet("some routes lead to the Internet".into())
         }
-        Route::Nowhere(_) if !has_internet_routes(objects) => Outbound::new(Method::None),
-        _ => platform(objects, settings, node, protocol, &mut why),
+        route => route,
     };
+    let mut outbound =
+        by_route(route, &mut why, |why| platform(objects, settings, node, protocol, why));
     outbound.why = why;
     outbound
+}
+
+fn by_route(
+    route: Route,
+    why: &mut Vec<Step>,
+    platform: impl FnOnce(&mut Vec<Step>) -> Outbound,
+) -> Outbound {
+    const QUESTION: &str = "Does a route send it elsewhere than to the Internet?";
+    match route {
+        Route::Internet(found) => {
+            ask(why, QUESTION, false, found);
+            platform(why)
+        }
+        Route::Elsewhere { next_hop, found } => {
+            ask(why, QUESTION, true, found);
+            Outbound { via: next_hop, ..Outbound::new(Method::UserDefinedRouting) }
+        }
+        Route::Nowhere(found) => {
+            ask(why, QUESTION, true, found);
+            Outbound::new(Method::None)
+        }
+    }
 }
 
 fn ask(why: &mut Vec<Step>, question: &str, answer: bool, found: impl Into<String>) {

@@ -11,6 +11,7 @@ pub mod addresses;
 pub mod backends;
 pub mod cluster;
 pub mod decide;
+pub mod explain;
 pub mod kubernetes;
 pub mod lease;
 pub mod maglev;

@@ -1,0 +1,589 @@
+//! Port leases: who gets which ranges, and that no range ever belongs to two.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use model::lease::{
+    Books, Demand, Drained, Lease, LeaseState, Millis, PortRange, PortsRefused, Refusal, Settings,
+    Settlement, Shape, Situation, check_manual, settle, table_ports,
+};
+use proptest::prelude::*;
+
+const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const B: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+
+/// A world around [`settle`]: what it is told, and what it said last.
+struct World {
+    settings: Settings,
+    books: Books,
+    demands: BTreeMap<String, Vec<Demand>>,
+    addresses: BTreeSet<Ipv4Addr>,
+    listeners: BTreeMap<Ipv4Addr, BTreeSet<u16>>,
+    drained: BTreeMap<String, Vec<Drained>>,
+    acknowledged: Option<u32>,
+    now: Millis,
+}
+
+impl World {
+    fn new() -> World {
+        World {
+            settings: Settings::default(),
+            books: Books::default(),
+            demands: BTreeMap::new(),
+            addresses: BTreeSet::from([A, B]),
+            listeners: BTreeMap::new(),
+            drained: BTreeMap::new(),
+            acknowledged: None,
+            now: Millis(1_000_000),
+        }
+    }
+
+    fn narrow(first_port: u16, last_port: u16) -> World {
+        let mut world = World::new();
+        (world.settings.first_port, world.settings.last_port) = (first_port, last_port);
+        world
+    }
+
+    fn wants(&mut self, node: &str, frontends: &[Ipv4Addr], ports: u32, shape: Shape) {
+        let demand = Demand { frontends: frontends.to_vec(), ports, shape };
+        self.demands.insert(node.to_owned(), vec![demand]);
+    }
+
+    fn table(&mut self, nodes: usize) {
+        let ports = table_ports(&self.settings, nodes as u32, 1);
+        self.demands.clear();
+        for index in 0..nodes {
+            self.wants(&format!("n{index:04}"), &[A], ports, Shape::Aligned);
+        }
+    }
+
+    fn settle(&mut self) -> Settlement {
+        let settlement = settle(
+            &self.books,
+            &Situation {
+                settings: &self.settings,
+                demands: &self.demands,
+                addresses: &self.addresses,
+                listeners: &self.listeners,
+                drained: &self.drained,
+                acknowledged: self.acknowledged,
+                now: self.now,
+            },
+        );
+        self.books = settlement.books.clone();
+        settlement
+    }
+
+    fn leases(&self, node: &str) -> &[Lease] {
+        self.books.held.get(node).map_or(&[], Vec::as_slice)
+    }
+
+    fn ranges(&self, node: &str) -> Vec<(u16, u16)> {
+        self.leases(node).iter().map(|lease| (lease.range.start, lease.range.length)).collect()
+    }
+
+    fn ports(&self, node: &str, state: LeaseState) -> u32 {
+        let leases = self.leases(node).iter().filter(|lease| lease.state == state);
+        leases.map(|lease| lease.range.ports()).sum()
+    }
+
+    /// The node reports every draining lease as empty.
+    fn drain_all(&mut self, node: &str) {
+        let drained = self
+            .leases(node)
+            .iter()
+            .filter(|lease| lease.state == LeaseState::Draining)
+            .map(|lease| Drained { range: lease.range, epoch: lease.epoch })
+            .collect();
+        self.drained.insert(node.to_owned(), drained);
+    }
+}
+
+#[test]
+fn the_table_halves_at_each_tier() {
+    let settings = Settings::default();
+    let figures = [
+        (1, 1024),
+        (50, 1024),
+        (51, 512),
+        (100, 512),
+        (101, 256),
+        (200, 256),
+        (201, 128),
+        (400, 128),
+        (401, 64),
+        (800, 64),
+        (801, 32),
+        (1000, 32),
+        (1001, 32),
+        (5000, 32),
+    ];
+    for (nodes, ports) in figures {
+        assert_eq!(table_ports(&settings, nodes, 1), ports, "{nodes} nodes");
+    }
+}
+
+#[test]
+fn several_frontends_multiply_the_table_up_to_1024() {
+    let settings = Settings::default();
+    assert_eq!(table_ports(&settings, 100, 2), 1024);
+    assert_eq!(table_ports(&settings, 100, 3), 1024);
+    assert_eq!(table_ports(&settings, 50, 2), 1024);
+    assert_eq!(table_ports(&settings, 1000, 3), 96);
+}
+
+#[test]
+fn table_ranges_are_aligned_and_handed_out_from_the_top_down() {
+    let mut world = World::new();
+    world.table(3);
+    world.settle();
+    // 64,512 would be aligned, but 65,023 is the last port.
+    assert_eq!(world.ranges("n0000"), [(63_488, 1024)]);
+    assert_eq!(world.ranges("n0001"), [(62_464, 1024)]);
+    assert_eq!(world.ranges("n0002"), [(61_440, 1024)]);
+}
+
+#[test]
+fn manual_ports_lie_in_one_run_where_there_is_one() {
+    let mut world = World::new();
+    world.wants("n1", &[A], 21_336, Shape::Runs);
+    world.wants("n2", &[A], 21_336, Shape::Runs);
+    world.wants("n3", &[A], 21_328, Shape::Runs);
+    world.settle();
+    assert_eq!(world.ranges("n1"), [(65_024 - 21_336, 21_336)].map(|(s, l)| (s as u16, l)));
+    assert_eq!(world.ranges("n3"), [(1024, 21_328)]);
+}
+
+#[test]
+fn one_node_may_hold_a_whole_address() {
+    let mut world = World::new();
+    world.wants("n1", &[A], 64_000, Shape::Runs);
+    let settlement = world.settle();
+    assert!(settlement.refusals.is_empty());
+    assert_eq!(world.ranges("n1"), [(1024, 64_000)]);
+}
+
+#[test]
+fn a_granted_range_is_usable_when_every_live_mux_has_it() {
+    let mut world = World::new();
+    world.acknowledged = Some(0);
+    world.table(1);
+    world.settle();
+    assert_eq!(world.ports("n0000", LeaseState::Granted), 1024);
+    let epoch = world.leases("n0000")[0].epoch;
+    world.acknowledged = Some(epoch - 1);
+    world.settle();
+    assert_eq!(world.ports("n0000", LeaseState::Usable), 0);
+    world.acknowledged = Some(epoch);
+    world.settle();
+    assert_eq!(world.ports("n0000", LeaseState::Usable), 1024);
+    assert_eq!(world.leases("n0000")[0].epoch, epoch, "use is no new order");
+}
+
+#[test]
+fn the_same_situation_twice_changes_nothing() {
+    let mut world = World::new();
+    world.table(60);
+    world.settle();
+    world.settle();
+    let before = world.books.clone();
+    let settlement = world.settle();
+    assert_eq!(settlement.books.held, before.held);
+    assert_eq!(settlement.books.epoch, before.epoch);
+}
+
+#[test]
+fn a_node_that_vanishes_gives_its_ranges_back_after_the_rest() {
+    let mut world = World::narrow(1024, 2047);
+    world.wants("n1", &[A], 1024, Shape::Aligned);
+    world.settle();
+    world.demands.clear();
+    world.wants("n2", &[A], 1024, Shape::Aligned);
+    world.settle();
+    assert_eq!(world.leases("n1"), []);
+    assert_eq!(world.leases("n2"), []);
+    world.now = world.now.plus_seconds(119);
+    let settlement = world.settle();
+    assert_eq!(world.leases("n2"), []);
+    assert!(matches!(settlement.refusals["n2"], Refusal::Waiting { resting: 1024, .. }));
+    world.now = world.now.plus_seconds(1);
+    world.settle();
+    assert_eq!(world.ranges("n2"), [(1024, 1024)]);
+}
+
+#[test]
+fn crossing_a_tier_takes_no_ports_while_free_ones_are_left() {
+    let mut world = World::new();
+    world.table(50);
+    world.settle();
+    world.settle();
+    world.table(51);
+    world.settle();
+    assert_eq!(world.ports("n0000", LeaseState::Usable), 1024);
+    assert_eq!(world.ports("n0000", LeaseState::Draining), 0);
+    assert_eq!(world.ports("n0050", LeaseState::Granted), 512);
+}
+
+#[test]
+fn growing_from_50_to_100_nodes_takes_only_what_was_drained_and_gives_everyone_512() {
+    let mut world = World::new();
+    world.table(50);
+    world.settle();
+    world.settle();
+    world.table(100);
+    let settlement = world.settle();
+    let served =
+        (50..100).filter(|index| !world.leases(&format!("n{index:04}")).is_empty()).count();
+    // 64,000 - 50 x 1,024 = 12,800 free ports: 25 newcomers are served at once.
+    assert_eq!(served, 25);
+    assert!(matches!(settlement.refusals["n0099"], Refusal::Waiting { .. }));
+    let draining: u32 =
+        (0..50).map(|index| world.ports(&format!("n{index:04}"), LeaseState::Draining)).sum();
+    assert_eq!(draining, 25 * 512);
+    for index in 0..50 {
+        let node = format!("n{index:04}");
+        let holding =
+            world.ports(&node, LeaseState::Usable) + world.ports(&node, LeaseState::Draining);
+        assert_eq!(holding, 1024, "{node} still has the flows of all its ports");
+    }
+    // Nothing moves until flows have ended.
+    world.now = world.now.plus_seconds(100_000);
+    world.settle();
+    assert_eq!(world.leases("n0099"), []);
+    for index in 0..50 {
+        world.drain_all(&format!("n{index:04}"));
+    }
+    world.settle();
+    world.drained.clear();
+    world.now = world.now.plus_seconds(120);
+    let settlement = world.settle();
+    assert!(settlement.refusals.is_empty(), "{:?}", settlement.refusals);
+    world.settle();
+    for index in 50..100 {
+        assert_eq!(world.ports(&format!("n{index:04}"), LeaseState::Usable), 512);
+    }
+}
+
+#[test]
+fn a_report_about_an_earlier_order_drains_nothing() {
+    let mut world = World::new();
+    world.table(1);
+    world.settle();
+    world.settle();
+    let held = world.leases("n0000")[0].clone();
+    // The method moves to another address, and back.
+    world.wants("n0000", &[B], 1024, Shape::Aligned);
+    world.settle();
+    assert_eq!(world.ports("n0000", LeaseState::Draining), 1024);
+    let stale = Drained { range: held.range, epoch: held.epoch };
+    world.drained.insert("n0000".into(), vec![stale]);
+    world.settle();
+    assert_eq!(world.ports("n0000", LeaseState::Draining), 1024);
+}
+
+#[test]
+fn a_range_is_drained_piece_by_piece() {
+    let mut world = World::new();
+    world.table(1);
+    world.settle();
+    world.settle();
+    world.wants("n0000", &[B], 1024, Shape::Aligned);
+    world.settle();
+    let lease =
+        world.leases("n0000").iter().find(|lease| lease.range.address == A).unwrap().clone();
+    let piece = PortRange { length: 64, ..lease.range };
+    world.drained.insert("n0000".into(), vec![Drained { range: piece, epoch: lease.epoch }]);
+    world.settle();
+    assert_eq!(world.ports("n0000", LeaseState::Draining), 1024 - 64);
+    assert!(world.books.resting.iter().any(|resting| resting.range == piece));
+}
+
+#[test]
+fn a_method_that_comes_back_takes_its_draining_range_again() {
+    let mut world = World::new();
+    world.table(1);
+    world.settle();
+    world.settle();
+    let before = world.ranges("n0000");
+    let epoch = world.books.epoch;
+    world.wants("n0000", &[], 0, Shape::Aligned);
+    world.settle();
+    world.table(1);
+    world.settle();
+    world.settle();
+    assert_eq!(world.ranges("n0000"), before);
+    assert!(world.leases("n0000")[0].epoch > epoch);
+    assert_eq!(world.leases("n0000")[0].state, LeaseState::Usable);
+}
+
+#[test]
+fn an_address_that_goes_ends_its_leases_at_once() {
+    let mut world = World::new();
+    world.table(2);
+    world.settle();
+    world.addresses.remove(&A);
+    world.settle();
+    assert!(world.books.held.is_empty());
+    assert_eq!(world.books.resting.len(), 2);
+}
+
+#[test]
+fn blocks_with_listeners_are_never_leased() {
+    let mut world = World::narrow(1024, 2047);
+    world.listeners.insert(A, BTreeSet::from([80, 1030, 1500]));
+    world.wants("n1", &[A], 1024, Shape::Aligned);
+    let settlement = world.settle();
+    let held: u32 = world.leases("n1").iter().map(|lease| lease.range.ports()).sum();
+    // Ports below 1,024 cost nothing; 1,030 and 1,500 cost their blocks of eight.
+    assert_eq!(held, 1024 - 16);
+    for lease in world.leases("n1") {
+        assert!(!lease.range.contains(1030) && !lease.range.contains(1500), "{}", lease.range);
+    }
+    let message = settlement.refusals["n1"].to_string();
+    assert!(
+        message.contains(
+            "1 nodes need 1024 ports, and 1 frontend(s) x 1024 ports - 16 at listeners = 1008"
+        ),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_new_listener_waits_for_its_block_to_drain_and_no_longer_than_60_seconds() {
+    let mut world = World::new();
+    world.table(1);
+    world.settle();
+    world.settle();
+    world.listeners.insert(A, BTreeSet::from([64_000]));
+    world.settle();
+    assert_eq!(world.ports("n0000", LeaseState::Draining), 8);
+    // 8 ports of another range make up for it.
+    assert_eq!(world.ports("n0000", LeaseState::Granted), 8);
+    world.now = world.now.plus_seconds(59);
+    assert!(world.settle().cut.is_empty());
+    assert_eq!(world.ports("n0000", LeaseState::Draining), 8);
+    world.now = world.now.plus_seconds(1);
+    let settlement = world.settle();
+    let block = PortRange { address: A, start: 64_000, length: 8 };
+    assert_eq!(settlement.cut, [("n0000".to_owned(), block)]);
+    assert_eq!(world.ports("n0000", LeaseState::Draining), 0);
+    assert_eq!(world.ports("n0000", LeaseState::Usable), 1024);
+}
+
+#[test]
+fn a_listener_in_a_block_without_flows_waits_for_nothing_more() {
+    let mut world = World::new();
+    world.table(1);
+    world.settle();
+    world.settle();
+    world.listeners.insert(A, BTreeSet::from([64_000]));
+    world.settle();
+    world.drain_all("n0000");
+    let settlement = world.settle();
+    assert!(settlement.cut.is_empty());
+    assert_eq!(world.ports("n0000", LeaseState::Draining), 0);
+}
+
+#[test]
+fn a_refusal_states_the_formula_and_the_numbers() {
+    let mut world = World::new();
+    for index in 0..7 {
+        world.wants(&format!("n{index}"), &[A], 10_000, Shape::Runs);
+    }
+    let settlement = world.settle();
+    assert_eq!(settlement.refusals.len(), 1);
+    assert_eq!(
+        settlement.refusals["n6"].to_string(),
+        "node n6: 4000 of 10000 ports: 7 nodes need 70000 ports, and 1 frontend(s) x 64000 ports \
+         - 0 at listeners = 64000"
+    );
+}
+
+#[test]
+fn the_first_frontend_with_room_is_taken() {
+    let mut world = World::narrow(1024, 3071);
+    for node in ["n1", "n2", "n3"] {
+        world.wants(node, &[A, B], 1024, Shape::Aligned);
+    }
+    world.settle();
+    let address = |node: &str| world.leases(node)[0].range.address;
+    assert_eq!([address("n1"), address("n2"), address("n3")], [A, A, B]);
+}
+
+#[test]
+fn more_nodes_than_the_table_knows_get_32_ports_as_long_as_there_are_some() {
+    let mut world = World::new();
+    world.table(2000);
+    let settlement = world.settle();
+    assert!(settlement.refusals.is_empty());
+    world.table(2001);
+    world.wants("n2000", &[A], 32, Shape::Aligned);
+    let settlement = world.settle();
+    assert_eq!(settlement.refusals.keys().collect::<Vec<_>>(), ["n2000"]);
+    assert!(settlement.refusals["n2000"].to_string().contains("2001 nodes need 64032 ports"));
+}
+
+#[test]
+fn a_manual_allocation_is_checked_before_anything_is_handed_out() {
+    let settings = Settings::default();
+    let listeners = BTreeMap::from([(A, BTreeSet::from([80, 2000, 2001, 3000]))]);
+    let check = |ports, nodes, frontends: &[Ipv4Addr]| {
+        check_manual("aksOutboundRule", ports, nodes, frontends, &listeners, &settings)
+    };
+    assert_eq!(
+        check(10_001, 1, &[B]),
+        Err(PortsRefused::NotMultipleOfEight { rule: "aksOutboundRule".into(), ports: 10_001 })
+    );
+    let error = check(10_000, 7, &[B]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "outbound rule aksOutboundRule: 7 nodes x 10000 ports = 70000 > 1 frontend(s) x 64000 \
+         ports - 0 at listeners = 64000"
+    );
+    assert_eq!(check(10_000, 6, &[B]), Ok(()));
+    assert_eq!(check(64_000, 1, &[B]), Ok(()));
+    assert!(matches!(check(64_008, 1, &[A, B]), Err(PortsRefused::MoreThanOneAddress { .. })));
+    // Ports 2000 and 2001 share a block; 80 is below the SNAT ports.
+    assert_eq!(check(63_984, 1, &[A]), Ok(()));
+    assert!(matches!(
+        check(63_992, 1, &[A]),
+        Err(PortsRefused::ExceedsAvailable { listener_ports: 16, .. })
+    ));
+}
+
+/// Something that happens to a small cluster.
+#[derive(Debug, Clone)]
+enum Happening {
+    Join(u8, u32, bool),
+    Leave(u8),
+    Drain(u8),
+    Listen(u16),
+    Silence(u16),
+    Wait(u16),
+    Acknowledge,
+    LoseAddress(bool),
+    GainAddress(bool),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        4 => (0..8_u8, 1..40_u32, any::<bool>()).prop_map(|(n, b, s)| Happening::Join(n, b * 8, s)),
+        2 => (0..8_u8).prop_map(Happening::Leave),
+        3 => (0..8_u8).prop_map(Happening::Drain),
+        1 => (1000..1600_u16).prop_map(Happening::Listen),
+        1 => (1000..1600_u16).prop_map(Happening::Silence),
+        2 => (1..200_u16).prop_map(Happening::Wait),
+        4 => Just(Happening::Acknowledge),
+        1 => any::<bool>().prop_map(Happening::LoseAddress),
+        1 => any::<bool>().prop_map(Happening::GainAddress),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_port_belongs_to_one_node_and_rests_120_seconds_between_two(
+        happenings in prop::collection::vec(happening(), 1..60),
+    ) {
+        let mut world = World::narrow(1024, 1535);
+        world.acknowledged = Some(0);
+        // Who held each port last, and when it was last seen held.
+        let mut last: BTreeMap<(Ipv4Addr, u16), (String, Millis)> = BTreeMap::new();
+        for happening in happenings {
+            match &happening {
+                Happening::Join(node, ports, aligned) => {
+                    let shape = if *aligned { Shape::Aligned } else { Shape::Runs };
+                    world.wants(&format!("n{node}"), &[A, B], *ports, shape);
+                }
+                Happening::Leave(node) => drop(world.demands.remove(&format!("n{node}"))),
+                Happening::Drain(node) => world.drain_all(&format!("n{node}")),
+                Happening::Listen(port) => {
+                    world.listeners.entry(A).or_default().insert(*port);
+                }
+                Happening::Silence(port) => {
+                    world.listeners.entry(A).or_default().remove(port);
+                }
+                Happening::Wait(seconds) => {
+                    world.now = world.now.plus_seconds(u64::from(*seconds));
+                }
+                Happening::Acknowledge => world.acknowledged = Some(world.books.epoch),
+                Happening::LoseAddress(first) => {
+                    world.addresses.remove(if *first { &A } else { &B });
+                }
+                Happening::GainAddress(first) => {
+                    world.addresses.insert(if *first { A } else { B });
+                }
+            }
+            let before = world.books.clone();
+            let settlement = world.settle();
+            prop_assert!(settlement.books.epoch >= before.epoch);
+            let mut holders: BTreeMap<(Ipv4Addr, u16), String> = BTreeMap::new();
+            for (node, leases) in &world.books.held {
+                prop_assert!(world.demands.contains_key(node));
+                prop_assert!(leases.len() <= 64 + 3, "{} ranges", leases.len());
+                for lease in leases {
+                    prop_assert_eq!(lease.range.start % 8, 0);
+                    prop_assert_eq!(lease.range.length % 8, 0);
+                    prop_assert!(lease.range.start >= 1024 && lease.range.end() <= 1536);
+                    prop_assert!(world.addresses.contains(&lease.range.address));
+                    let was_usable = before.held.get(node).into_iter().flatten().any(|old| {
+                        old.state != LeaseState::Granted
+                            && old.range.intersection(lease.range) == Some(lease.range)
+                    });
+                    if lease.state == LeaseState::Usable && !was_usable {
+                        prop_assert!(world.acknowledged >= Some(lease.epoch));
+                    }
+                    for start in lease.range.blocks() {
+                        let other = holders.insert((lease.range.address, start), node.clone());
+                        prop_assert_eq!(other, None, "{:?} after {:?}", lease, happening);
+                    }
+                }
+            }
+            for (port, node) in &holders {
+                if let Some((earlier, seen)) = last.get(port)
+                    && earlier != node
+                {
+                    prop_assert!(world.now >= seen.plus_seconds(120), "{port:?}: {earlier} then {node}");
+                }
+            }
+            for (port, node) in holders {
+                last.insert(port, (node, world.now));
+            }
+        }
+    }
+
+    #[test]
+    fn live_ports_are_never_taken_from_a_node_that_stays(
+        sizes in prop::collection::vec(1..30_usize, 2..12),
+    ) {
+        // Ports for sixteen nodes of the first line; nobody ever drains.
+        let mut world = World::narrow(1024, 1024 + 16 * 64 - 1);
+        world.settings.tiers = vec![
+            model::lease::Tier { nodes: 8, ports: 128 },
+            model::lease::Tier { nodes: 16, ports: 64 },
+            model::lease::Tier { nodes: 32, ports: 32 },
+        ];
+        for size in sizes {
+            world.table(size);
+            let before = world.books.clone();
+            world.settle();
+            world.settle();
+            for (node, leases) in &before.held {
+                if !world.demands.contains_key(node) {
+                    continue;
+                }
+                for lease in leases.iter().filter(|lease| lease.state != LeaseState::Granted) {
+                    let now: u32 = world
+                        .leases(node)
+                        .iter()
+                        .filter_map(|other| other.range.intersection(lease.range))
+                        .map(|part| part.ports())
+                        .sum();
+                    prop_assert_eq!(now, lease.range.ports(), "{} lost part of {}", node, lease.range);
+                }
+            }
+            world.now = world.now.plus_seconds(200);
+        }
+    }
+}
