@@ -17,6 +17,7 @@ pub mod lease;
 pub mod maglev;
 pub mod objects;
 mod places;
+pub mod planner;
 pub mod pods;
 mod ports;
 pub mod reconcile;

@@ -1,0 +1,732 @@
+//! Steps: which Services are looked at and in which order, and what they are told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::addresses::{DEFAULT_POOLS, Pool};
+use super::aks;
+use super::annotations::Refusal;
+use super::backends;
+use super::config::ProviderConfig;
+use super::intent::Intent;
+use super::names::{self, Family};
+use super::public_ips;
+use super::security_group::Claims;
+use super::service::{self, Backends};
+use super::state::State;
+use super::{Change, ClusterPlan, FINALIZER, Plan, PlanInput, ServicePlan};
+use crate::cluster::{PublicIPAddress, PublicIPPool};
+use crate::kubernetes::{LoadBalancerIngress, LoadBalancerStatus, Node, Service};
+use crate::resources::Resources;
+
+/// Makes a plan: one whole step.
+pub fn plan(input: PlanInput) -> Plan {
+    let (mut planner, step) = Planner::new(input);
+    Plan { resources: planner.take_resources(), ..step }
+}
+
+/// The planner with a memory.
+#[derive(Debug, Clone)]
+pub struct Planner {
+    state: State,
+    config: ProviderConfig,
+    backends: Backends,
+    services: BTreeMap<String, Known>,
+    /// Which Service owns what starts with a prefix (in lower case).
+    owners: BTreeMap<String, String>,
+    has_nodes: bool,
+    cluster: Option<ClusterPlan>,
+}
+
+/// What is known of a Service.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    service: Service,
+    prefix: String,
+    claims: Claims,
+    addresses: Vec<IpAddr>,
+    uses_node_addresses: bool,
+}
+
+/// What became of one Service in a step.
+struct Outcome {
+    refusal: Option<Refusal>,
+    is_changed: bool,
+    /// Warnings between the first and the last event.
+    events: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Planner {
+    /// Makes a planner from what exists and brings everything in line with `input`. The returned
+    /// plan has no resources: ask [`Planner::resources`].
+    pub fn new(mut input: PlanInput) -> (Planner, Plan) {
+        let mut step = Plan::default();
+        let mut config = std::mem::take(&mut input.config);
+        aks::settle_config(&mut config, &input, &mut step);
+        let pool = read_pools(&input.pools, &mut step);
+        let mut state = State::read(std::mem::take(&mut input.resources), &config, pool);
+        for node in &input.nodes {
+            for address in node.internal_ips() {
+                state.subnets.take(address);
+            }
+        }
+        add_public_ips(&mut state, &config, &input.public_ips, &mut step);
+        state.fill_addresses();
+        let group = &mut state.security_group;
+        group.tag(&config, &mut state.journal);
+        aks::replace_basic(&mut state, &config);
+        let mut planner = Planner {
+            state,
+            config,
+            backends: Backends::default(),
+            services: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            has_nodes: false,
+            cluster: None,
+        };
+        planner.read_nodes(&input.nodes);
+        if let Some(cluster) = &input.cluster {
+            let before = input.cluster_before.as_ref();
+            let plan = aks::reconcile(
+                &mut planner.state,
+                &planner.config,
+                cluster,
+                &input.nodes,
+                before,
+                &mut step,
+            );
+            planner.cluster = Some(plan);
+        }
+        let changed_pools = planner.update_pools();
+        planner.first_step(input, &changed_pools, &mut step);
+        step.cluster.clone_from(&planner.cluster);
+        let mut changes = planner.state.finish_step();
+        step.changes.append(&mut changes);
+        (planner, step)
+    }
+
+    /// Brings one Service in line: a new one, a changed one, or one that is no load balancer any
+    /// more. The returned plan has no resources: ask [`Planner::resources`].
+    pub fn apply(&mut self, service: Service) -> Plan {
+        let mut step = Plan::default();
+        let key = service.metadata.key();
+        if is_ours(&service) {
+            let outcome = self.reconcile(&service);
+            self.tell(&key, &service, outcome, &mut step);
+        } else {
+            let existed = self.services.contains_key(&key);
+            self.leave(&service, existed, &mut step);
+        }
+        self.end_step(step)
+    }
+
+    /// Takes away what a deleted Service had.
+    pub fn delete(&mut self, key: &str) -> Plan {
+        let mut step = Plan::default();
+        if self.services.contains_key(key) {
+            let events = self.remove(key);
+            step.services.insert(key.to_owned(), deleted(events));
+        }
+        self.end_step(step)
+    }
+
+    /// Takes new nodes: pools follow, and security rules of Services without floating IP.
+    pub fn set_nodes(&mut self, nodes: &[Node]) -> Plan {
+        let mut step = Plan::default();
+        for node in nodes {
+            for address in node.internal_ips() {
+                self.state.subnets.take(address);
+            }
+        }
+        self.read_nodes(nodes);
+        let changed_pools = self.update_pools();
+        let affected: Vec<Service> = self
+            .services
+            .values()
+            .filter(|known| known.uses_node_addresses)
+            .map(|known| known.service.clone())
+            .collect();
+        for service in affected {
+            let outcome = self.reconcile(&service);
+            self.tell(&service.metadata.key(), &service, outcome, &mut step);
+        }
+        self.tell_of_pools(&changed_pools, &mut step);
+        self.end_step(step)
+    }
+
+    /// Everything that should exist.
+    pub fn resources(&self) -> Resources {
+        self.state.resources()
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> &ProviderConfig {
+        &self.config
+    }
+
+    fn take_resources(&mut self) -> Resources {
+        self.state.resources()
+    }
+
+    fn end_step(&mut self, mut step: Plan) -> Plan {
+        step.changes.extend(self.state.finish_step());
+        step
+    }
+
+    fn read_nodes(&mut self, nodes: &[Node]) {
+        let mut sorted: Vec<&Node> =
+            nodes.iter().filter(|node| backends::is_backend(node, &self.config)).collect();
+        sorted.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        let mut found = Backends::default();
+        for node in &sorted {
+            if let Some((address, member)) = backends::member(node, Family::V4) {
+                found.v4.push(member);
+                found.addresses.push(address);
+            }
+            if let Some((address, member)) = backends::member(node, Family::V6) {
+                found.v6.push(member);
+                found.addresses.push(address);
+            }
+        }
+        self.has_nodes = !sorted.is_empty();
+        self.backends = found;
+    }
+
+    /// Brings the members of every pool of Services up to date. Returns the load balancers whose
+    /// pools changed.
+    fn update_pools(&mut self) -> BTreeSet<String> {
+        let mut changed = BTreeSet::new();
+        for internal in [false, true] {
+            let key = self.config.load_balancer(internal).to_lowercase();
+            if service::is_preconfigured(&self.config, internal) {
+                continue;
+            }
+            for family in [Family::V4, Family::V6] {
+                let name = names::pool(&self.config.cluster, family);
+                let Some(balancer) = self.state.balancers.get(&key) else { continue };
+                let Some(pool) = balancer.pools.get(&name) else { continue };
+                let members = &pool.properties.load_balancer_backend_addresses;
+                // A pool that no Service has filled yet is filled with the first rule.
+                let is_idle = members.is_empty() && self.cluster.is_none();
+                let updated =
+                    service::with_members(pool.clone(), self.backends.of(family), &self.config);
+                if updated != *pool && !is_idle {
+                    self.state.set_pool(&key, updated);
+                    changed.insert(key.clone());
+                }
+            }
+        }
+        changed
+    }
+
+    /// The first step: everything that exists against everything that is asked for.
+    fn first_step(&mut self, input: PlanInput, changed_pools: &BTreeSet<String>, step: &mut Plan) {
+        let places = self.places_in_state();
+        let mut wanted = Vec::new();
+        let mut leaving = Vec::new();
+        let unreadable = input.unreadable.into_iter().map(|(service, why)| (service, Some(why)));
+        let readable = input.services.into_iter().map(|service| (service, None));
+        let mut seen = BTreeSet::new();
+        for (index, (service, why)) in readable.chain(unreadable).enumerate() {
+            let key = service.metadata.key();
+            if !seen.insert(key.clone()) {
+                step.refused.push(format!("Service {key}: is there twice: remove one of the two"));
+                continue;
+            }
+            if why.is_none() && !is_ours(&service) {
+                leaving.push(service);
+                continue;
+            }
+            let uid = service.metadata.uid.as_deref().unwrap_or_default();
+            let prefix = names::service_prefix(uid);
+            let place = places.get(&prefix.to_lowercase()).copied().unwrap_or(usize::MAX);
+            let age = service.metadata.creation_timestamp.clone();
+            // No time stamp means that it has not been created yet.
+            let age = (age.is_none(), age, place, index);
+            wanted.push((age, key, service, why));
+        }
+        wanted.sort_by(|a, b| a.0.cmp(&b.0));
+        for (_, key, service, _) in &wanted {
+            let uid = service.metadata.uid.as_deref().unwrap_or_default();
+            let prefix = names::service_prefix(uid).to_lowercase();
+            self.owners.entry(prefix).or_insert_with(|| key.clone());
+        }
+        self.remove_gone(&wanted, &leaving, &places, &input.told, step);
+        for service in leaving {
+            let tagged = self.state.public_ips_of(&service.metadata.key());
+            let uid = service.metadata.uid.as_deref().unwrap_or_default();
+            let prefix = names::service_prefix(uid).to_lowercase();
+            let existed = places.contains_key(&prefix) || !tagged.is_empty();
+            self.leave(&service, existed, step);
+        }
+        let mut refused = Vec::new();
+        let mut held = BTreeSet::new();
+        for (_, key, service, why) in wanted {
+            if let Some(why) = why {
+                self.hold(&key, &service, &mut held);
+                let outcome = Outcome::refused(Refusal(why));
+                self.tell(&key, &service, outcome, step);
+                continue;
+            }
+            let outcome = self.reconcile(&service);
+            if outcome.refusal.is_some() {
+                refused.push((key, service, outcome));
+            } else {
+                self.tell(&key, &service, outcome, step);
+            }
+        }
+        self.try_again(refused, &mut held, step);
+        let mut journal = std::mem::take(&mut self.state.journal);
+        self.state.security_group.drop_unwanted(|address| held.contains(address), &mut journal);
+        self.state.journal = journal;
+        self.tell_of_pools(changed_pools, step);
+    }
+
+    /// A Service may wait for what another one was still to make: asks again as long as that
+    /// helps, so that the result does not hang on who came first.
+    fn try_again(
+        &mut self,
+        mut refused: Vec<(String, Service, Outcome)>,
+        held: &mut BTreeSet<String>,
+        step: &mut Plan,
+    ) {
+        // BOUND: every round but the last has one refusal less.
+        loop {
+            let before = refused.len();
+            let mut still = Vec::new();
+            for (key, service, _) in refused {
+                let outcome = self.reconcile(&service);
+                if outcome.refusal.is_some() {
+                    still.push((key, service, outcome));
+                } else {
+                    self.tell(&key, &service, outcome, step);
+                }
+            }
+            refused = still;
+            if refused.is_empty() || refused.len() == before {
+                break;
+            }
+        }
+        for (key, service, outcome) in refused {
+            self.hold(&key, &service, held);
+            self.tell(&key, &service, outcome, step);
+        }
+    }
+
+    /// Which Services the state knows, by their prefixes in lower case, in the order in which
+    /// their frontends and rules stand there.
+    fn places_in_state(&self) -> BTreeMap<String, usize> {
+        let mut places = BTreeMap::new();
+        for internal in [false, true] {
+            let name = self.config.load_balancer(internal);
+            let Some(balancer) = self.state.balancer(&name) else { continue };
+            let frontends = balancer.frontends.iter().map(|frontend| frontend.name.as_str());
+            let of_frontends = frontends
+                .filter(|name| names::is_service_frontend(name))
+                .filter_map(|name| name.split('-').next());
+            let rules = balancer.rules.iter().filter_map(|rule| names::rule_owner(&rule.name));
+            for prefix in of_frontends.chain(rules) {
+                let next = places.len();
+                places.entry(prefix.to_lowercase()).or_insert(next);
+            }
+        }
+        places
+    }
+
+    /// Removes what belongs to Services that are not asked for any more.
+    fn remove_gone(
+        &mut self,
+        wanted: &[(impl Ord, String, Service, Option<String>)],
+        leaving: &[Service],
+        places: &BTreeMap<String, usize>,
+        told: &BTreeMap<String, ServicePlan>,
+        step: &mut Plan,
+    ) {
+        let mut keys: BTreeSet<String> =
+            wanted.iter().map(|(_, key, ..)| key.to_lowercase()).collect();
+        keys.extend(leaving.iter().map(|service| service.metadata.key().to_lowercase()));
+        let mut gone: BTreeSet<String> = self.state.tagged_services();
+        let had = told.iter().filter(|(_, plan)| !plan.finalizers.is_empty());
+        gone.extend(had.map(|(key, _)| key.clone()));
+        gone.retain(|key| !keys.contains(&key.to_lowercase()));
+        // Which of them had a frontend that somebody else keeps is told where its name is known.
+        let mut warnings: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut of_leaving = BTreeSet::new();
+        for service in leaving {
+            let uid = service.metadata.uid.as_deref().unwrap_or_default();
+            of_leaving.insert(names::service_prefix(uid).to_lowercase());
+        }
+        for prefix in places.keys() {
+            if self.owners.contains_key(prefix) || of_leaving.contains(prefix) {
+                continue;
+            }
+            let owner = self.owner_of(prefix);
+            let kept = service::remove(
+                &mut self.state,
+                &self.config,
+                prefix,
+                None,
+                &Claims::new(),
+                &self.owners,
+            );
+            if let Some(owner) = owner {
+                warnings.entry(owner).or_default().extend(kept);
+            }
+        }
+        for key in gone {
+            let none = Claims::new();
+            let owners = &self.owners;
+            service::remove(&mut self.state, &self.config, "", Some(&key), &none, owners);
+            let events = warnings.remove(&key.to_lowercase()).unwrap_or_default();
+            step.services.insert(key, deleted(events));
+        }
+    }
+
+    /// The Service that the things with this prefix belong to, in lower case: the first one in the
+    /// tag of the public IP that bears the prefix.
+    fn owner_of(&self, prefix: &str) -> Option<String> {
+        let name = names::public_ip(&self.config.cluster, prefix, None, false);
+        let ip = self.state.public_ip(&name)?;
+        public_ips::services(ip).first().map(|key| key.to_lowercase())
+    }
+
+    /// A Service that is not, or no longer, a load balancer of ours.
+    fn leave(&mut self, service: &Service, existed: bool, step: &mut Plan) {
+        let key = service.metadata.key();
+        let has_class = service.spec.load_balancer_class.is_some();
+        let was_ours = existed || service.metadata.finalizers.iter().any(|f| f == FINALIZER);
+        if has_class && !existed || !was_ours {
+            let plan = ServicePlan {
+                status: service.status.load_balancer.clone(),
+                finalizers: service.metadata.finalizers.clone(),
+                events: Vec::new(),
+            };
+            step.services.insert(key, plan);
+            return;
+        }
+        let uid = service.metadata.uid.as_deref().unwrap_or_default();
+        let prefix = names::service_prefix(uid);
+        let known = self.services.entry(key.clone()).or_default();
+        known.prefix = prefix;
+        let mut plan = deleted(self.remove(&key));
+        plan.finalizers =
+            service.metadata.finalizers.iter().filter(|f| *f != FINALIZER).cloned().collect();
+        step.services.insert(key, plan);
+    }
+
+    /// Removes a known Service; returns warnings.
+    fn remove(&mut self, key: &str) -> Vec<String> {
+        let known = self.services.remove(key).unwrap_or_default();
+        if self.owners.get(&known.prefix.to_lowercase()).is_some_and(|owner| owner == key) {
+            self.owners.remove(&known.prefix.to_lowercase());
+        }
+        service::remove(
+            &mut self.state,
+            &self.config,
+            &known.prefix,
+            Some(key),
+            &known.claims,
+            &self.owners,
+        )
+    }
+
+    /// Looks at one Service and edits what has to be edited.
+    fn reconcile(&mut self, service: &Service) -> Outcome {
+        let key = service.metadata.key();
+        let intent = match Intent::read(service, &self.config) {
+            Ok(intent) => intent,
+            Err(refusal) => return Outcome::refused(refusal),
+        };
+        let owner = self.owners.entry(intent.prefix.to_lowercase()).or_insert(key.clone());
+        if *owner != key {
+            return Outcome::refused(Refusal(format!(
+                "metadata.uid: starts with the same 31 digits as that of Service {owner}, so that \
+                 both would own what is named by them: create one of the two anew"
+            )));
+        }
+        let old = self.services.get(&key).map(|known| known.claims.clone()).unwrap_or_default();
+        let decision = service::decide(&self.state, &self.config, &intent, &old, &self.backends);
+        let decision = match decision {
+            Ok(decision) => decision,
+            Err(refusal) => {
+                return Outcome { warnings: intent.warnings, ..Outcome::refused(refusal) };
+            }
+        };
+        self.state.is_touched = false;
+        let given = service::apply(
+            &mut self.state,
+            &self.config,
+            &intent,
+            decision,
+            &old,
+            &self.backends,
+            &self.owners,
+        );
+        let mut events = given.kept;
+        if intent.internal_by_case {
+            events.push(
+                "Warning InternalByCase: annotation service.beta.kubernetes.io/\
+                 azure-load-balancer-internal is not exactly \"true\": internal here, and Azure \
+                 would have made it public: write \"true\""
+                    .to_owned(),
+            );
+        }
+        if !self.has_nodes {
+            events.push(
+                "Warning UnAvailableLoadBalancer: There are no available nodes for LoadBalancer"
+                    .to_owned(),
+            );
+        }
+        let known = Known {
+            service: service.clone(),
+            prefix: intent.prefix,
+            claims: given.claims,
+            addresses: given.addresses,
+            uses_node_addresses: !intent.floating_ip,
+        };
+        self.services.insert(key, known);
+        Outcome {
+            refusal: None,
+            is_changed: self.state.is_touched,
+            events,
+            warnings: intent.warnings,
+        }
+    }
+
+    /// Keeps the destinations of a refused Service in the security group as they are.
+    fn hold(&mut self, key: &str, service: &Service, held: &mut BTreeSet<String>) {
+        if self.services.contains_key(key) {
+            return;
+        }
+        let uid = service.metadata.uid.as_deref().unwrap_or_default();
+        let prefix = names::service_prefix(uid);
+        let mut addresses = Vec::new();
+        for internal in [false, true] {
+            let name = self.config.load_balancer(internal).to_lowercase();
+            let Some(balancer) = self.state.balancers.get(&name) else { continue };
+            for rule in service::owned_rules(balancer, &prefix) {
+                let frontend = rule.properties.frontend_ip_configuration.as_ref();
+                let frontend = frontend.map_or("", |frontend| frontend.name());
+                let address = service::frontend_address(&self.state, &name, frontend);
+                addresses.extend(address.filter(|address| !addresses.contains(address)));
+                if rule.properties.enable_floating_ip == Some(false) {
+                    held.extend(self.backends.addresses.iter().map(IpAddr::to_string));
+                }
+            }
+        }
+        addresses.sort();
+        let notes = service
+            .metadata
+            .annotations
+            .get(&format!("{}azure-additional-public-ips", super::annotations::PREFIX));
+        let more = notes.map_or("", String::as_str).split(',');
+        if !addresses.is_empty() {
+            for address in more.filter_map(|text| text.trim().parse::<IpAddr>().ok()) {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+        }
+        held.extend(addresses.iter().map(IpAddr::to_string));
+        let known = Known { service: service.clone(), prefix, addresses, ..Known::default() };
+        self.services.insert(key.to_owned(), known);
+    }
+
+    /// Writes down what a Service is told.
+    fn tell(&mut self, key: &str, service: &Service, outcome: Outcome, step: &mut Plan) {
+        for warning in outcome.warnings {
+            step.warnings.push(format!("Service {key}: {warning}"));
+        }
+        let mut events = Vec::new();
+        let is_told = outcome.is_changed || outcome.refusal.is_some();
+        if is_told {
+            events.push("Normal EnsuringLoadBalancer: Ensuring load balancer".to_owned());
+            events.extend(outcome.events);
+        }
+        match outcome.refusal {
+            Some(Refusal(why)) => {
+                events.push(format!(
+                    "Warning SyncLoadBalancerFailed: Error syncing load balancer: failed to \
+                     ensure load balancer: {why}"
+                ));
+                step.refused.push(format!("Service {key}: {why}"));
+            }
+            None if is_told => {
+                events.push("Normal EnsuredLoadBalancer: Ensured load balancer".to_owned());
+            }
+            None => {}
+        }
+        let known = self.services.get(key);
+        let addresses = known.map(|known| known.addresses.as_slice()).unwrap_or_default();
+        let mut finalizers = service.metadata.finalizers.clone();
+        if !finalizers.iter().any(|known| known == FINALIZER) {
+            finalizers.push(FINALIZER.to_owned());
+        }
+        let plan = ServicePlan { status: status(addresses), finalizers, events };
+        step.services.insert(key.to_owned(), plan);
+    }
+
+    /// Services whose pools changed are told so, unless they were told anyway.
+    fn tell_of_pools(&mut self, balancers: &BTreeSet<String>, step: &mut Plan) {
+        for key in balancers {
+            let Some(balancer) = self.state.balancers.get(key) else { continue };
+            let told: Vec<String> = self
+                .services
+                .iter()
+                .filter(|(_, known)| service::owned_rules(balancer, &known.prefix).next().is_some())
+                .map(|(key, _)| key.clone())
+                .collect();
+            for key in told {
+                let Some(known) = self.services.get(&key) else { continue };
+                let service = known.service.clone();
+                if step.services.get(&key).is_some_and(|plan| !plan.events.is_empty()) {
+                    continue;
+                }
+                let mut events = Vec::new();
+                if !self.has_nodes {
+                    events.push(
+                        "Warning UnAvailableLoadBalancer: There are no available nodes for \
+                         LoadBalancer"
+                            .to_owned(),
+                    );
+                }
+                let outcome =
+                    Outcome { refusal: None, is_changed: true, events, warnings: Vec::new() };
+                self.tell(&key, &service, outcome, step);
+            }
+        }
+    }
+}
+
+impl Outcome {
+    fn refused(refusal: Refusal) -> Self {
+        Outcome {
+            refusal: Some(refusal),
+            is_changed: false,
+            events: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// What a deleted Service is told.
+fn deleted(warnings: Vec<String>) -> ServicePlan {
+    let mut events = vec!["Normal DeletingLoadBalancer: Deleting load balancer".to_owned()];
+    events.extend(warnings);
+    events.push("Normal DeletedLoadBalancer: Deleted load balancer".to_owned());
+    ServicePlan { status: LoadBalancerStatus::default(), finalizers: Vec::new(), events }
+}
+
+/// The content of `status.loadBalancer`.
+fn status(addresses: &[IpAddr]) -> LoadBalancerStatus {
+    let entry = |ip: &IpAddr| LoadBalancerIngress { ip: Some(ip.to_string()), hostname: None };
+    LoadBalancerStatus { ingress: addresses.iter().map(entry).collect() }
+}
+
+/// Whether the Service asks for a load balancer, and for ours.
+fn is_ours(service: &Service) -> bool {
+    service.spec.service_type.as_deref() == Some("LoadBalancer")
+        && service.spec.load_balancer_class.is_none()
+        && service.metadata.deletion_timestamp.is_none()
+}
+
+/// The pool of public addresses; a bad one is refused and the others are used.
+fn read_pools(pools: &[PublicIPPool], step: &mut Plan) -> Pool {
+    if pools.is_empty() {
+        return Pool::read(DEFAULT_POOLS).unwrap_or_default();
+    }
+    let mut sorted: Vec<&PublicIPPool> = pools.iter().collect();
+    sorted.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+    let mut prefixes = Vec::new();
+    for pool in sorted {
+        let own: Vec<&str> = pool.spec.prefixes.iter().map(String::as_str).collect();
+        let name = &pool.metadata.name;
+        if own.is_empty() {
+            step.refused.push(format!(
+                "PublicIPPool {name}: spec.prefixes is empty: list CIDRs or addresses"
+            ));
+        }
+        match Pool::read(own.iter().copied()) {
+            Ok(_) => prefixes.extend(own),
+            Err(why) => step.refused.push(format!("PublicIPPool {name}: spec.prefixes: {why}")),
+        }
+    }
+    Pool::read(prefixes).unwrap_or_default()
+}
+
+/// Public IPs that somebody made become resources.
+fn add_public_ips(
+    state: &mut State,
+    config: &ProviderConfig,
+    public_ips: &[PublicIPAddress],
+    step: &mut Plan,
+) {
+    for object in public_ips {
+        let name = &object.metadata.name;
+        let spec = &object.spec;
+        let refuse = |why: String| format!("PublicIPAddress {name}: {why}");
+        if name.is_empty() || name.contains('/') {
+            step.refused.push(refuse("metadata.name must be a name without a slash".into()));
+            continue;
+        }
+        let family = match (spec.public_ip_address_version.as_deref(), spec.ip_address) {
+            (None, None) => Family::V4,
+            (None, Some(address)) => Family::of(address),
+            (Some(version), address) => {
+                let family = match version.to_lowercase().as_str() {
+                    "ipv4" => Family::V4,
+                    "ipv6" => Family::V6,
+                    _ => {
+                        step.refused.push(refuse(format!(
+                            "spec.publicIPAddressVersion: {version:?}: must be IPv4 or IPv6"
+                        )));
+                        continue;
+                    }
+                };
+                if address.is_some_and(|address| Family::of(address) != family) {
+                    step.refused.push(refuse(format!(
+                        "spec.ipAddress: is not {}: change one of the two",
+                        family.as_str()
+                    )));
+                    continue;
+                }
+                family
+            }
+        };
+        if let Some(other) = spec.ip_address.and_then(|address| state.public_ip_at(address)) {
+            if !other.name.eq_ignore_ascii_case(name) {
+                step.refused.push(refuse(format!(
+                    "spec.ipAddress: public IP {} has that address: choose another",
+                    other.name
+                )));
+                continue;
+            }
+        }
+        let key = name.to_lowercase();
+        if state.public_ips.contains_key(&key) {
+            state.edit_public_ip(&key, |ip| {
+                if let Some(address) = spec.ip_address {
+                    ip.properties.ip_address = Some(address.to_string());
+                }
+                ip.tags.extend(spec.tags.clone());
+            });
+            continue;
+        }
+        let id = config.place().id("publicIPAddresses", name);
+        let mut ip = public_ips::new(config, id, name, family);
+        ip.properties.ip_address = spec.ip_address.map(|address| address.to_string());
+        ip.properties.ip_tags.clone_from(&spec.ip_tags);
+        ip.tags.clone_from(&spec.tags);
+        ip.zones.clone_from(&spec.zones);
+        if let Some(sku) = spec.sku {
+            ip.sku = Some(crate::resources::Sku::named(sku.as_str()));
+        }
+        state.add_public_ip(ip);
+    }
+}
+
+/// Changes that only the caller can tell.
+pub(super) fn note_change(step: &mut Plan, change: Change) {
+    step.changes.push(change);
+}

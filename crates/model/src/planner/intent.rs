@@ -1,0 +1,518 @@
+//! What a Service asks for, read from the object alone and complete: whoever holds an [`Intent`]
+//! need not look at annotations again. Everything that can be refused without knowing what exists
+//! is refused here, before anything is allocated.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::access::{Sources, aggregate};
+use super::annotations::{Annotations, PREFIX, Refusal, bad};
+use super::config::ProviderConfig;
+use super::names::{self, Family};
+use super::public_ips::{parse_ip_tags, parse_tags};
+use crate::cluster::Limits;
+use crate::kubernetes::Service;
+use crate::resources::{IpTag, Tags};
+
+/// Transport protocol of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// As Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        }
+    }
+
+    /// As a load-balancing rule writes it.
+    pub fn transport(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "Tcp",
+            Protocol::Udp => "Udp",
+            Protocol::Sctp => "All",
+        }
+    }
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Port {
+    /// Name; empty if it has none.
+    pub name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port at the frontend.
+    pub port: u16,
+    /// Port at every node; 0 if there is none.
+    pub node_port: u16,
+    /// Whether a rule is made.
+    pub has_rule: bool,
+    /// The probe of the rule.
+    pub probe: PortProbe,
+}
+
+/// The probe of a port.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PortProbe {
+    /// None: every node counts as healthy.
+    None,
+    /// The one of the Service (`externalTrafficPolicy: Local`) or of all Services (shared mode).
+    Common,
+    /// Its own.
+    Own(ProbeIntent),
+}
+
+/// What a probe does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeIntent {
+    /// `Tcp`, `Http` or `Https`.
+    pub protocol: &'static str,
+    /// Port at the node.
+    pub port: u16,
+    /// Path, for HTTP.
+    pub path: Option<String>,
+    /// Seconds between two probes.
+    pub interval: u32,
+    /// Answers in a row that change the node's state.
+    pub threshold: u32,
+}
+
+/// The probe that several ports of a Service use.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CommonProbe {
+    /// Every port has its own.
+    None,
+    /// kube-proxy's answer for this Service, on its health check node port.
+    Local(ProbeIntent),
+    /// kube-proxy's answer for the node, one probe for all Services.
+    Shared(ProbeIntent),
+}
+
+/// Where a public address comes from, for one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublicSource {
+    /// A public IP made for the Service.
+    Own,
+    /// A public IP made for the Service out of this prefix.
+    Prefix(String),
+    /// The public IP of this name.
+    Named(String),
+    /// The public IP of this address.
+    Address(IpAddr),
+}
+
+/// What a Service asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Intent {
+    /// `namespace/name`.
+    pub key: String,
+    /// Start of the names of what it owns.
+    pub prefix: String,
+    /// Address families, IPv4 first.
+    pub families: Vec<Family>,
+    /// Whether it is on the internal load balancer.
+    pub internal: bool,
+    /// Subnet of an internal frontend, if one is named.
+    pub subnet: Option<String>,
+    /// Address of an internal frontend, if one is asked for, for each of `families`.
+    pub private_addresses: Vec<Option<IpAddr>>,
+    /// Where public addresses come from, for each of `families`.
+    pub public: Vec<PublicSource>,
+    /// Resource group of the public IPs.
+    pub public_ip_group: Option<String>,
+    /// Ports.
+    pub ports: Vec<Port>,
+    /// The probe that several ports use.
+    pub common_probe: CommonProbe,
+    /// One rule for every port.
+    pub ha_ports: bool,
+    /// Whether packets keep the frontend's address.
+    pub floating_ip: bool,
+    /// Whether idle TCP flows end with RST.
+    pub tcp_reset: bool,
+    /// Minutes without a packet that end a flow.
+    pub idle_minutes: u32,
+    /// Whether a client stays on its node.
+    pub client_ip_affinity: bool,
+    /// Who may connect.
+    pub sources: Sources,
+    /// More addresses that are let in.
+    pub additional_ips: Vec<IpAddr>,
+    /// DNS label: none, wanted gone (empty), or wanted.
+    pub dns_label: Option<String>,
+    /// Tags of the public IP.
+    pub tags: Tags,
+    /// IP tags of the public IP, if any are asked for.
+    pub ip_tags: Option<Vec<IpTag>>,
+    /// Addresses that the object says it already has.
+    pub status: Vec<IpAddr>,
+    /// Values that are ignored, one sentence each.
+    pub warnings: Vec<String>,
+    /// Whether Azure's provider would have made it public where it is internal here.
+    pub internal_by_case: bool,
+}
+
+impl Intent {
+    /// Whether names of the IPv6 twin get a suffix.
+    pub fn is_dual(&self) -> bool {
+        self.families.len() > 1
+    }
+
+    /// Reads `service`.
+    pub fn read(service: &Service, config: &ProviderConfig) -> Result<Intent, Refusal> {
+        let mut notes = Annotations::new(&service.metadata.annotations);
+        let uid = service.metadata.uid.as_deref().unwrap_or_default();
+        if uid.is_empty() || !uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            return Err(Refusal(format!(
+                "metadata.uid: {uid:?}: must have letters, digits and hyphens only"
+            )));
+        }
+        if notes.is_true("azure-pls-create") {
+            return Err(bad(
+                "azure-pls-create",
+                "true",
+                "Private Link is not supported: remove the annotation",
+            ));
+        }
+        if let Some(value) = notes.text("azure-load-balancer-configurations") {
+            return Err(bad(
+                "azure-load-balancer-configurations",
+                value,
+                "several standard load balancers per cluster are not supported: remove the \
+                 annotation",
+            ));
+        }
+        if let Some(value) = notes.text("azure-load-balancer-mode") {
+            notes.warnings.push(format!(
+                "annotation {PREFIX}azure-load-balancer-mode: {value:?} is ignored: all nodes are \
+                 one set"
+            ));
+        }
+        let (internal, internal_by_case) = internal(&notes)?;
+        let families = families(service)?;
+        let subnet = match notes.text("azure-load-balancer-internal-subnet") {
+            Some(subnet) if internal && subnet.contains('/') => {
+                return Err(bad(
+                    "azure-load-balancer-internal-subnet",
+                    subnet,
+                    "must be the name of a subnet, not an id",
+                ));
+            }
+            subnet => subnet.filter(|_| internal).map(str::to_owned),
+        };
+        let floating_ip = !notes.is_true("azure-disable-load-balancer-floating-ip");
+        let idle_minutes =
+            notes.number("azure-load-balancer-tcp-idle-timeout", 4, 100, "minutes")?.unwrap_or(4);
+        let client_ip_affinity = match service.spec.session_affinity.as_deref() {
+            None | Some("" | "None") => false,
+            Some("ClientIP") => true,
+            Some(other) => {
+                return Err(Refusal(format!(
+                    "spec.sessionAffinity: {other:?}: must be None or ClientIP"
+                )));
+            }
+        };
+        let ha_ports = notes.is_true("azure-load-balancer-enable-high-availability-ports")
+            && internal
+            && config.standard;
+        let (ports, common_probe) =
+            super::probes::ports_with_probes(service, &mut notes, config, ha_ports, internal)?;
+        let to_node_port = !floating_ip || (internal && families.contains(&Family::V6));
+        let no_node_port = ports.iter().find(|port| port.has_rule && port.node_port == 0);
+        if let Some(port) = no_node_port.filter(|_| to_node_port && !ha_ports) {
+            return Err(Refusal(format!(
+                "spec.ports.nodePort: without floating IP, as on every internal IPv6 frontend, \
+                 traffic goes to the node port, and port {} has none: set \
+                 allocateLoadBalancerNodePorts to true",
+                port.port
+            )));
+        }
+        let stray: Vec<u16> = ports.iter().map(|port| port.port).collect();
+        for name in notes.stray_ports(&stray) {
+            notes.warnings.push(format!(
+                "annotation {PREFIX}{name} is ignored: the Service has no such port"
+            ));
+        }
+        let mut private_addresses = Vec::new();
+        let mut public = Vec::new();
+        for family in &families {
+            let address = wanted_address(service, &notes, *family, internal)?;
+            public.push(public_source(&notes, *family, families.len() > 1, address, config));
+            private_addresses.push(address.filter(|_| internal));
+        }
+        let dns_label = dns_label(&notes, internal)?;
+        let mut warnings = std::mem::take(&mut notes.warnings);
+        let tags = notes.get("azure-pip-tags").unwrap_or_default();
+        let tags = parse_tags(tags, &Tags::new(), &mut warnings);
+        let ip_tags = notes.get("azure-pip-ip-tags").map(|text| parse_ip_tags(text, &mut warnings));
+        let sources = sources(service, &mut notes)?;
+        warnings.append(&mut notes.warnings);
+        let status = &service.status.load_balancer.ingress;
+        Ok(Intent {
+            key: service.metadata.key(),
+            prefix: names::service_prefix(uid),
+            families,
+            internal,
+            subnet,
+            private_addresses,
+            public,
+            public_ip_group: notes.text("azure-load-balancer-resource-group").map(str::to_owned),
+            ports,
+            common_probe,
+            ha_ports,
+            floating_ip,
+            tcp_reset: !notes.is_true("azure-load-balancer-disable-tcp-reset"),
+            idle_minutes,
+            client_ip_affinity,
+            sources,
+            additional_ips: additional_ips(&notes)?,
+            dns_label,
+            tags,
+            ip_tags,
+            status: status.iter().filter_map(|entry| entry.ip.as_ref()?.parse().ok()).collect(),
+            warnings,
+            internal_by_case,
+        })
+    }
+}
+
+/// Whether the Service is internal, and whether only by an unusual spelling of `true`.
+fn internal(notes: &Annotations<'_>) -> Result<(bool, bool), Refusal> {
+    let name = "azure-load-balancer-internal";
+    match notes.get(name) {
+        None => Ok((false, false)),
+        Some(value) if value.eq_ignore_ascii_case("true") => Ok((true, value != "true")),
+        Some(value) if value.eq_ignore_ascii_case("false") => Ok((false, false)),
+        Some(value) => Err(bad(name, value, "must be \"true\" or \"false\"")),
+    }
+}
+
+fn families(service: &Service) -> Result<Vec<Family>, Refusal> {
+    let mut families = Vec::new();
+    for family in &service.spec.ip_families {
+        families.push(match family.as_str() {
+            "IPv4" => Family::V4,
+            "IPv6" => Family::V6,
+            other => {
+                return Err(Refusal(format!("spec.ipFamilies: {other:?}: must be IPv4 or IPv6")));
+            }
+        });
+    }
+    families.sort();
+    families.dedup();
+    if families.is_empty() {
+        families.push(Family::V4);
+    }
+    Ok(families)
+}
+
+/// The address that is asked for in `family`: by annotation, else by `spec.loadBalancerIP`.
+fn wanted_address(
+    service: &Service,
+    notes: &Annotations<'_>,
+    family: Family,
+    internal: bool,
+) -> Result<Option<IpAddr>, Refusal> {
+    let name = match family {
+        Family::V4 => "azure-load-balancer-ipv4",
+        Family::V6 => "azure-load-balancer-ipv6",
+    };
+    let key = service.metadata.key();
+    let (field, value) = match notes.text(name) {
+        Some(value) => (format!("annotation {PREFIX}{name}"), value),
+        None => match service.spec.load_balancer_ip.as_deref().map(str::trim) {
+            None | Some("") => return Ok(None),
+            Some(value) => ("spec.loadBalancerIP".to_owned(), value),
+        },
+    };
+    let whose = if internal { "internal" } else { "external" };
+    let Ok(address) = value.parse::<IpAddr>() else {
+        return Err(Refusal(format!(
+            "{whose} Service {key:?} has invalid LoadBalancer IP {value:?}: {field} must be an \
+             IP address"
+        )));
+    };
+    if Family::of(address) != family {
+        // spec.loadBalancerIP has no family of its own: it counts for the one that it fits.
+        if field.starts_with("spec") {
+            return Ok(None);
+        }
+        return Err(Refusal(format!("{field}: {value:?}: must be an {} address", family.as_str())));
+    }
+    if !internal && is_not_public(address) {
+        return Err(Refusal(format!(
+            "external Service {key:?} cannot use non-public LoadBalancer IP {value:?}: {field} \
+             must be the address of a public IP, or set {PREFIX}azure-load-balancer-internal to \
+             \"true\""
+        )));
+    }
+    if internal && !is_not_public(address) {
+        // A cluster may use any range inside; whether the subnet has the address is asked later.
+        return Ok(Some(address));
+    }
+    Ok(Some(address))
+}
+
+/// Addresses that no public IP can have.
+fn is_not_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, ..] = address.octets();
+            address.is_private()
+                || (a == 100 && (64..128).contains(&b))
+                || address.octets() == [168, 63, 129, 16]
+                || address.is_loopback()
+                || address.is_link_local()
+                || address.is_unspecified()
+                || address.is_multicast()
+                || address.is_broadcast()
+        }
+        IpAddr::V6(address) => {
+            (address.segments()[0] & 0xfe00) == 0xfc00
+                || (address.segments()[0] & 0xffc0) == 0xfe80
+                || address.is_loopback()
+                || address.is_unspecified()
+                || address.is_multicast()
+        }
+    }
+}
+
+fn public_source(
+    notes: &Annotations<'_>,
+    family: Family,
+    dual: bool,
+    address: Option<IpAddr>,
+    config: &ProviderConfig,
+) -> PublicSource {
+    // The annotation with the suffix is for the IPv6 twin; a Service with IPv6 alone may use
+    // either, the one with the suffix first.
+    let pick = |name: &str| match (family, dual) {
+        (Family::V4, _) => notes.text(name),
+        (Family::V6, true) => notes.text(&format!("{name}-ipv6")),
+        (Family::V6, false) => notes.text(&format!("{name}-ipv6")).or_else(|| notes.text(name)),
+    };
+    if let Some(name) = pick("azure-pip-name") {
+        return PublicSource::Named(name.to_owned());
+    }
+    if let Some(prefix) = pick("azure-pip-prefix-id").filter(|_| config.standard) {
+        return PublicSource::Prefix(prefix.to_owned());
+    }
+    address.map_or(PublicSource::Own, PublicSource::Address)
+}
+
+fn dns_label(notes: &Annotations<'_>, internal: bool) -> Result<Option<String>, Refusal> {
+    let name = "azure-dns-label-name";
+    let Some(label) = notes.get(name).filter(|_| !internal) else { return Ok(None) };
+    let label = label.trim();
+    let is_good = label.is_empty()
+        || ((3..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label.as_bytes()[0].is_ascii_alphabetic()
+            && !label.ends_with('-'));
+    if !is_good {
+        return Err(bad(
+            name,
+            label,
+            "must have 3 to 63 letters, digits and hyphens, start with a letter and not end with \
+             a hyphen; an empty value removes the label",
+        ));
+    }
+    Ok(Some(label.to_owned()))
+}
+
+fn additional_ips(notes: &Annotations<'_>) -> Result<Vec<IpAddr>, Refusal> {
+    let name = "azure-additional-public-ips";
+    let mut addresses = Vec::new();
+    for item in notes.list(name) {
+        let address =
+            item.parse().map_err(|_| bad(name, item, "must be a list of IP addresses"))?;
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+fn sources(service: &Service, notes: &mut Annotations<'_>) -> Result<Sources, Refusal> {
+    let mut of_spec = Vec::new();
+    for text in &service.spec.load_balancer_source_ranges {
+        let text = text.trim();
+        of_spec.push(
+            range(text).map_err(|why| {
+                Refusal(format!("spec.loadBalancerSourceRanges: {text:?}: {why}"))
+            })?,
+        );
+    }
+    let mut of_notes = Vec::new();
+    for name in ["azure-allowed-ip-ranges", "load-balancer-source-ranges"] {
+        for text in notes.list(name) {
+            of_notes.push(range(text).map_err(|why| bad(name, text, &why))?);
+        }
+    }
+    if !of_spec.is_empty() && !of_notes.is_empty() {
+        return Err(Refusal(format!(
+            "cannot set both spec.LoadBalancerSourceRanges and service annotation {PREFIX}\
+             azure-allowed-ip-ranges: put all ranges into one of them"
+        )));
+    }
+    let mut tags: Vec<String> = Vec::new();
+    for tag in notes.list("azure-allowed-service-tags") {
+        if !tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
+            return Err(bad(
+                "azure-allowed-service-tags",
+                tag,
+                "must be a list of service tags such as AzureCloud or Storage.WestEurope",
+            ));
+        }
+        if !tags.iter().any(|known| known == tag) {
+            tags.push(tag.to_owned());
+        }
+    }
+    if !of_spec.is_empty() && !tags.is_empty() {
+        notes.warnings.push(format!(
+            "spec.loadBalancerSourceRanges and {PREFIX}azure-allowed-service-tags are both set: \
+             kube-proxy drops what comes from the tags but not from the ranges"
+        ));
+    }
+    of_spec.append(&mut of_notes);
+    Ok(Sources {
+        ranges: aggregate(&of_spec),
+        tags,
+        deny_others: notes.is_true("azure-deny-all-except-load-balancer-source-ranges"),
+        unmanaged: notes.is_true("azure-disable-load-balancer-nsg-rule"),
+    })
+}
+
+/// Reads a CIDR. Host bits would make half of its readers think of another range: refused.
+fn range(text: &str) -> Result<IpNet, String> {
+    match text.parse::<IpNet>() {
+        Ok(net) if net.trunc() == net => Ok(net),
+        Ok(net) => Err(format!("has host bits set: write {}", net.trunc())),
+        Err(_) => match text.parse::<IpAddr>() {
+            Ok(address) => Err(format!("has no length: write {}", IpNet::from(address))),
+            Err(_) => Err("is not a CIDR such as 10.0.0.0/8".to_owned()),
+        },
+    }
+}
+
+/// Ports on which Azure sends no HTTP probe.
+pub const UNPROBED_PORTS: [u16; 9] = [19, 21, 25, 70, 110, 119, 143, 220, 993];
+
+/// Whether Azure's limits forbid this probe.
+pub fn is_probe_forbidden(probe: &ProbeIntent, config: &ProviderConfig) -> bool {
+    config.limits == Limits::Azure
+        && probe.protocol != "Tcp"
+        && UNPROBED_PORTS.contains(&probe.port)
+}
