@@ -12,9 +12,9 @@ CARGO ?= cargo
 # Network namespaces and eBPF need root. Only what needs it gets it: cargo itself runs as you, so
 # that nothing under target/ belongs to root.
 ifneq ($(shell id -u),0)
-SUDO := $(if $(shell command -v sudo),sudo -E env "PATH=$(PATH)",)
-HOST = $(shell rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)
-AS_ROOT = export CARGO_TARGET_$(HOST)_RUNNER='sudo -E env "PATH=$(PATH)"';
+SUDO := $(if $(shell command -v sudo),sudo -E env PATH=$(PATH),)
+# Asked in the recipe, since set-up may only just have brought rustc.
+AS_ROOT = export CARGO_TARGET_$$(rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)_RUNNER='$(SUDO)';
 NEEDS_ROOT = $(if $(SUDO),,@echo 'make $@: needs root (network namespaces, eBPF), and there is \
 no sudo here: run it as root' >&2; exit 1)
 endif
