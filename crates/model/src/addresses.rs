@@ -165,11 +165,19 @@ pub fn resource_addresses(objects: &Objects) -> BTreeSet<Ipv4Addr> {
 /// Every public IPv4 address that exists: of resources and of nodes.
 pub fn existing(objects: &Objects) -> BTreeSet<Ipv4Addr> {
     let mut addresses = resource_addresses(objects);
-    for network in objects.node_networks.values() {
-        addresses.extend(network.spec.instance_public_ip);
-        addresses.extend(network.spec.default_outbound_ips.iter().map(|drawn| drawn.address));
-    }
+    addresses.append(&mut node_addresses(objects));
     addresses
+}
+
+/// Public IPv4 addresses that nodes have of their own.
+pub fn node_addresses(objects: &Objects) -> BTreeSet<Ipv4Addr> {
+    let specs = objects.node_networks.values().map(|network| &network.spec);
+    specs
+        .flat_map(|spec| {
+            let drawn = spec.default_outbound_ips.iter().map(|drawn| drawn.address);
+            drawn.chain(spec.instance_public_ip)
+        })
+        .collect()
 }
 
 /// The machine behind a node: another one after the node is deployed again.

@@ -23,4 +23,5 @@ mod ports;
 pub mod reconcile;
 pub mod resources;
 pub mod runtime;
+mod services;
 pub mod tables;

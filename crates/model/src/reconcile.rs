@@ -19,6 +19,7 @@ use crate::lease::{
 };
 use crate::objects::{DEFAULT, Kind, Object, ObjectKey, Objects};
 use crate::runtime::{NodeNetwork, NodeOutbound, fingerprint};
+use crate::services::plan_services;
 
 /// Something to write.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,7 +87,11 @@ pub fn settings(objects: &Objects) -> Settings {
 
 /// What has to be written now.
 pub fn reconcile(before: &Objects, now: Millis, seed: u64) -> Vec<Write> {
+    // Without it nobody has said what this cluster is; what exists stays as it is.
+    let Some(cluster) = before.cluster_networks.get(DEFAULT) else { return Vec::new() };
     let mut step = Step { after: before.clone(), now, settings: settings(before), events: vec![] };
+    step.end_rests();
+    step.events = plan_services(&mut step.after, cluster.clone());
     step.rest_what_is_gone(before);
     step.prepare_node_networks();
     let refused = addresses::assign(&mut step.after, &step.settings, now, seed);
@@ -102,11 +107,16 @@ struct Step {
 }
 
 impl Step {
-    /// Addresses whose resources have gone rest, and rests that are over end.
+    fn end_rests(&mut self) {
+        let mut inventory = self.after.inventory();
+        inventory.spec.resting_addresses.retain(|_, until| *until > self.now);
+        self.after.port_inventories.insert(DEFAULT.into(), inventory);
+    }
+
+    /// Addresses whose resources have gone rest.
     fn rest_what_is_gone(&mut self, before: &Objects) {
         let mut inventory = self.after.inventory();
         let resting = &mut inventory.spec.resting_addresses;
-        resting.retain(|_, until| *until > self.now);
         let until = self.now.plus_seconds(REST_SECONDS);
         let exist = addresses::resource_addresses(&self.after);
         for address in addresses::resource_addresses(before).difference(&exist) {

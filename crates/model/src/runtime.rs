@@ -4,7 +4,7 @@
 //! The controller writes every spec; an agent writes the status of its own `NodeNetwork`, a mux
 //! the status of its own `MuxNetwork`. Nothing else passes between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -185,6 +185,9 @@ pub struct PortInventorySpec {
     /// Addresses that rest, and until when.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub resting_addresses: BTreeMap<Ipv4Addr, Millis>,
+    /// What was said of objects that are wrong or odd, so that it is said once.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub told: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// Fingerprint of every node's epoch. A mux that computes the one of its

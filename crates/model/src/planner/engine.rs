@@ -64,7 +64,8 @@ impl Planner {
         let mut step = Plan::default();
         let mut config = std::mem::take(&mut input.config);
         aks::settle_config(&mut config, &input, &mut step);
-        let pool = read_pools(&input.pools, &mut step);
+        let mut pool = read_pools(&input.pools, &mut step);
+        input.taken.iter().for_each(|address| pool.take(*address));
         let mut state = State::read(std::mem::take(&mut input.resources), &config, pool);
         for node in &input.nodes {
             for address in node.internal_ips() {

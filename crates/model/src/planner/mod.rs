@@ -44,7 +44,8 @@ pub mod security_group;
 pub mod service;
 pub mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde::Serialize;
 
@@ -86,6 +87,8 @@ pub struct PlanInput {
     pub pools: Vec<PublicIPPool>,
     /// Public IPs that somebody made.
     pub public_ips: Vec<PublicIPAddress>,
+    /// Public addresses that are in use or rest without being resources.
+    pub taken: BTreeSet<IpAddr>,
 }
 
 /// Which settings were spelled out.

@@ -1,0 +1,355 @@
+//! The life of a cluster's egress as Services, nodes and methods come and go: the cases of the
+//! founding article, and what must hold while one turns into the next.
+
+mod cluster;
+
+use cluster::{Cluster, ip};
+use model::decide::Method;
+use model::lease::{Drained, LeaseState};
+use model::objects::Kind;
+use model::reconcile::{Write, reconcile};
+use model::tables::{MuxTables, agent_tables, mux_tables};
+use serde_json::{Value, json};
+
+fn service(cluster: &mut Cluster, name: &str, spec: Value) {
+    let mut spec = spec;
+    spec["type"] = json!("LoadBalancer");
+    if spec.get("ports").is_none() {
+        spec["ports"] = json!([{"port": 80, "nodePort": 30_080}]);
+    }
+    let age = cluster.objects.services.len();
+    cluster.add(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": "default", "uid": format!("uid-of-{name}"),
+                     "creationTimestamp": format!("2026-11-23T06:00:{age:02}Z")},
+        "spec": spec,
+    }));
+}
+
+fn external_ip(cluster: &Cluster, name: &str) -> std::net::Ipv4Addr {
+    let service = &cluster.objects.services[&format!("default/{name}")];
+    ip(service.status.load_balancer.ingress[0].ip.as_deref().unwrap())
+}
+
+fn method(cluster: &Cluster, node: usize) -> Method {
+    cluster.objects.node_networks[&format!("n{node}")].spec.outbound[0].method
+}
+
+fn usable_ports(cluster: &Cluster, node: usize, address: std::net::Ipv4Addr) -> u32 {
+    let leases = &cluster.objects.node_networks[&format!("n{node}")].spec.leases;
+    leases
+        .iter()
+        .filter(|lease| lease.state == LeaseState::Usable && lease.range.address == address)
+        .map(|lease| lease.range.ports())
+        .sum()
+}
+
+/// Every node reports its draining leases as empty.
+fn drain(cluster: &mut Cluster) {
+    for network in cluster.objects.node_networks.values_mut() {
+        network.status.drained = network
+            .spec
+            .leases
+            .iter()
+            .filter(|lease| lease.state == LeaseState::Draining)
+            .map(|lease| Drained { range: lease.range, epoch: lease.epoch })
+            .collect();
+    }
+}
+
+#[test]
+fn case_1_a_standard_cluster_leaves_by_its_outbound_rule_whatever_services_there_are() {
+    let mut cluster = Cluster::new(json!({"sku": "Standard"}), 3);
+    cluster.settle();
+    let balancer = cluster.objects.resources.load_balancer("kubernetes").unwrap();
+    assert_eq!(balancer.properties.outbound_rules[0].name, "aksOutboundRule");
+    assert_eq!(cluster.objects.resources.public_ip_addresses.len(), 1);
+    let address = cluster.addresses(1);
+    assert_eq!(address.len(), 1);
+    for node in 1..=3 {
+        assert_eq!(method(&cluster, node), Method::OutboundRule);
+        assert_eq!(cluster.addresses(node), address);
+        assert_eq!(usable_ports(&cluster, node, address[0]), 1024);
+    }
+    service(&mut cluster, "a", json!({}));
+    cluster.settle();
+    assert_ne!(external_ip(&cluster, "a"), address[0]);
+    assert_eq!(cluster.addresses(1), address);
+    cluster.remove(Kind::Service, "default/a");
+    cluster.settle();
+    assert_eq!(cluster.addresses(1), address);
+    assert!(cluster.objects.resources.load_balancer("kubernetes").is_some());
+    assert_eq!(cluster.objects.resources.public_ip_addresses.len(), 1);
+}
+
+#[test]
+fn cases_2_to_6_a_basic_cluster_goes_from_random_to_the_first_service_and_back() {
+    let mut cluster = Cluster::new(json!({"sku": "Basic"}), 2);
+    cluster.settle();
+    // 2: no load balancer, no public IP; an address of its own for each node.
+    assert!(cluster.objects.resources.load_balancers.is_empty());
+    assert!(cluster.objects.resources.public_ip_addresses.is_empty());
+    assert_eq!(method(&cluster, 1), Method::DefaultOutbound);
+    let (first, second) = (cluster.addresses(1)[0], cluster.addresses(2)[0]);
+    assert_ne!(first, second);
+    assert_eq!(usable_ports(&cluster, 1, first), 1024);
+    // 3: deployed again, the node has another address.
+    cluster.node_with(1, json!({}), "uid-of-another-machine");
+    cluster.settle();
+    let redeployed = cluster.addresses(1)[0];
+    assert_ne!(redeployed, first);
+    assert_eq!(cluster.addresses(2), [second]);
+    assert_eq!(usable_ports(&cluster, 1, redeployed), 1024);
+    // 4: the first Service's address.
+    service(&mut cluster, "a", json!({}));
+    cluster.settle();
+    let a = external_ip(&cluster, "a");
+    for node in [1, 2] {
+        assert_eq!(method(&cluster, node), Method::ImplicitSnat);
+        assert_eq!(cluster.addresses(node), [a]);
+        assert_eq!(usable_ports(&cluster, node, a), 1024);
+    }
+    // Live flows end on the address that they have.
+    let spec = &cluster.objects.node_networks["n1"].spec;
+    assert!(spec.default_outbound_ips[0].superseded);
+    assert!(spec.leases.iter().any(|lease| lease.range.address == redeployed));
+    drain(&mut cluster);
+    cluster.settle();
+    let spec = &cluster.objects.node_networks["n1"].spec;
+    assert!(spec.default_outbound_ips.is_empty());
+    assert!(cluster.objects.inventory().spec.resting_addresses.contains_key(&redeployed));
+    // 5: still the first one's.
+    service(&mut cluster, "b", json!({}));
+    cluster.settle();
+    assert_eq!(cluster.addresses(1), [a]);
+    // The first goes while the second stays: the second's.
+    cluster.remove(Kind::Service, "default/a");
+    cluster.settle();
+    assert_eq!(cluster.addresses(1), [external_ip(&cluster, "b")]);
+    // A third one, with an older object, does not move it.
+    service(&mut cluster, "c", json!({}));
+    cluster.settle();
+    assert_eq!(cluster.addresses(1), [external_ip(&cluster, "b")]);
+    // 6: all Services gone, everything as in 2.
+    cluster.remove(Kind::Service, "default/b").remove(Kind::Service, "default/c");
+    cluster.settle();
+    assert!(cluster.objects.resources.load_balancers.is_empty());
+    assert!(cluster.objects.resources.public_ip_addresses.is_empty());
+    assert_eq!(method(&cluster, 1), Method::DefaultOutbound);
+    let again = cluster.addresses(1)[0];
+    assert!(![a, first, redeployed].contains(&again));
+    assert_eq!(usable_ports(&cluster, 1, again), 1024);
+}
+
+#[test]
+fn case_8_user_defined_routing_has_no_load_balancer_until_a_service_and_then_no_outbound_rule() {
+    let mut cluster = Cluster::new(json!({"outboundType": "userDefinedRouting"}), 2);
+    cluster.settle();
+    assert!(cluster.objects.resources.load_balancers.is_empty());
+    assert_eq!(method(&cluster, 1), Method::UserDefinedRouting);
+    service(&mut cluster, "a", json!({}));
+    cluster.settle();
+    let balancer = cluster.objects.resources.load_balancer("kubernetes").unwrap();
+    assert!(balancer.properties.outbound_rules.is_empty());
+    assert_eq!(method(&cluster, 1), Method::UserDefinedRouting);
+    assert!(cluster.objects.node_networks["n1"].spec.leases.is_empty());
+}
+
+#[test]
+fn case_9_a_nodes_own_address_is_all_its_own_and_a_nat_gateway_comes_before_it() {
+    let mut cluster = Cluster::new(json!({"sku": "Standard"}), 2);
+    cluster.node_with(1, json!({"deguchi.io/public-ip": "203.0.113.200"}), "uid-1");
+    cluster.settle();
+    let own = ip("203.0.113.200");
+    assert_eq!(cluster.addresses(1), [own]);
+    assert_eq!(usable_ports(&cluster, 1, own), 64_000);
+    assert_eq!(method(&cluster, 2), Method::OutboundRule);
+    cluster.own("PublicIPAddress", "nat-ip", json!({"ipAddress": "203.0.113.210"}));
+    cluster.own(
+        "NatGateway",
+        "nat",
+        json!({"name": "nat", "properties": {
+            "publicIpAddresses": [{"id": "nat-ip"}], "subnets": [{"id": "subnet"}],
+        }}),
+    );
+    cluster.settle();
+    for node in [1, 2] {
+        assert_eq!(method(&cluster, node), Method::NatGateway);
+        assert_eq!(cluster.addresses(node), [ip("203.0.113.210")]);
+        assert_eq!(usable_ports(&cluster, node, ip("203.0.113.210")), 1024);
+    }
+}
+
+#[test]
+fn case_9_a_managed_nat_gateway_is_made_and_used() {
+    let spec = json!({
+        "outboundType": "managedNATGateway",
+        "natGatewayProfile": {"managedOutboundIPProfile": {"count": 2}},
+    });
+    let mut cluster = Cluster::new(spec, 2);
+    cluster.settle();
+    assert_eq!(method(&cluster, 1), Method::NatGateway);
+    assert_eq!(cluster.addresses(1).len(), 2);
+}
+
+#[test]
+fn a_node_asks_its_nat_gateway_for_more_ports_before_it_runs_out() {
+    let spec = json!({
+        "outboundType": "managedNATGateway",
+        "natGatewayProfile": {"managedOutboundIPProfile": {"count": 1}},
+    });
+    let mut cluster = Cluster::new(spec, 2);
+    cluster.settle();
+    let address = cluster.addresses(1)[0];
+    cluster.objects.node_networks.get_mut("n1").unwrap().status.used_ports = 819;
+    cluster.settle();
+    assert_eq!(usable_ports(&cluster, 1, address), 1024);
+    cluster.objects.node_networks.get_mut("n1").unwrap().status.used_ports = 820;
+    cluster.settle();
+    assert_eq!(usable_ports(&cluster, 1, address), 2048);
+    assert_eq!(usable_ports(&cluster, 2, address), 1024);
+}
+
+#[test]
+fn nothing_is_set_up_before_somebody_says_what_the_cluster_is() {
+    let mut cluster = Cluster::new(json!({}), 2);
+    cluster.remove(Kind::ClusterNetwork, "default");
+    assert!(cluster.settle().is_empty());
+}
+
+#[test]
+fn a_lease_waits_for_every_mux_that_may_still_receive_traffic() {
+    let mut cluster = Cluster::new(json!({"sku": "Standard"}), 1);
+    for mux in ["m1", "m2"] {
+        cluster.own("MuxNetwork", mux, json!({"address": "10.0.200.1"}));
+        let status = &mut cluster.objects.mux_networks.get_mut(mux).unwrap().status;
+        (status.heartbeat, status.ready) = (cluster.now, true);
+    }
+    cluster.settle();
+    let address = cluster.addresses(1)[0];
+    assert_eq!(usable_ports(&cluster, 1, address), 0);
+    // One mux has read everything, the other has not.
+    acknowledge(&mut cluster, "m1");
+    cluster.settle();
+    assert_eq!(usable_ports(&cluster, 1, address), 0);
+    // The other is silent for 30 seconds.
+    cluster.wait(29);
+    cluster.objects.mux_networks.get_mut("m1").unwrap().status.heartbeat = cluster.now;
+    cluster.settle();
+    assert_eq!(usable_ports(&cluster, 1, address), 0);
+    cluster.wait(1);
+    cluster.settle();
+    assert_eq!(usable_ports(&cluster, 1, address), 1024);
+}
+
+#[test]
+fn a_mux_that_took_its_routes_back_is_not_waited_for() {
+    let mut cluster = Cluster::new(json!({"sku": "Standard"}), 1);
+    cluster.own("MuxNetwork", "m1", json!({"address": "10.0.200.1"}));
+    let status = &mut cluster.objects.mux_networks.get_mut("m1").unwrap().status;
+    (status.heartbeat, status.withdrawn) = (cluster.now, true);
+    cluster.settle();
+    assert_eq!(usable_ports(&cluster, 1, cluster.addresses(1)[0]), 1024);
+}
+
+/// The mux reads everything and says so.
+fn acknowledge(cluster: &mut Cluster, mux: &str) {
+    let tables = mux_tables(&cluster.objects, mux, &MuxTables::default()).unwrap();
+    cluster.objects.mux_networks.get_mut(mux).unwrap().status.applied_epoch = tables.epoch;
+}
+
+#[test]
+fn a_mux_that_has_not_seen_every_node_does_not_acknowledge() {
+    let mut cluster = Cluster::new(json!({"sku": "Standard"}), 2);
+    cluster.own("MuxNetwork", "m1", json!({"address": "10.0.200.1"}));
+    cluster.settle();
+    let mut partial = cluster.objects.clone();
+    partial.node_networks.remove("n2");
+    assert_eq!(mux_tables(&partial, "m1", &MuxTables::default()).unwrap().epoch, 0);
+    let whole = mux_tables(&cluster.objects, "m1", &MuxTables::default()).unwrap();
+    assert_eq!(whole.epoch, cluster.objects.inventory().spec.epoch);
+    assert!(whole.epoch > 0);
+}
+
+#[test]
+fn an_address_that_a_service_gave_up_rests_before_anybody_gets_it() {
+    let mut cluster = Cluster::new(json!({"sku": "Basic"}), 1);
+    service(&mut cluster, "a", json!({}));
+    cluster.settle();
+    let a = external_ip(&cluster, "a");
+    cluster.remove(Kind::Service, "default/a");
+    cluster.settle();
+    service(&mut cluster, "b", json!({}));
+    cluster.settle();
+    assert_ne!(external_ip(&cluster, "b"), a);
+    cluster.remove(Kind::Service, "default/b");
+    cluster.settle();
+    cluster.wait(121);
+    cluster.settle();
+    service(&mut cluster, "c", json!({}));
+    cluster.settle();
+    assert_eq!(external_ip(&cluster, "c"), a);
+}
+
+#[test]
+fn a_nodes_own_address_that_cannot_be_had_is_refused_by_name_and_once() {
+    for (value, reason) in [
+        ("203.0.113.300", "InvalidPublicIP"),
+        ("192.0.2.1", "PublicIPNotInPool"),
+        ("203.0.113.1", "PublicIPInUse"),
+    ] {
+        let mut cluster = Cluster::new(json!({"sku": "Standard"}), 1);
+        cluster.settle();
+        assert_eq!(cluster.addresses(1), [ip("203.0.113.1")]);
+        cluster.node_with(1, json!({"deguchi.io/public-ip": value}), "uid-1");
+        let writes = cluster.settle();
+        let told: Vec<&str> = writes
+            .iter()
+            .filter_map(|write| match write {
+                Write::Event(event) => Some(event.reason.as_str()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(told, [reason], "{value}");
+        assert_eq!(method(&cluster, 1), Method::OutboundRule, "{value}");
+        let refused = &cluster.objects.node_networks["n1"].spec.refused;
+        assert!(refused[reason].contains(value), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_node_that_vanishes_takes_its_network_along_and_its_address_rests() {
+    let mut cluster = Cluster::new(json!({"sku": "Basic"}), 2);
+    cluster.settle();
+    let address = cluster.addresses(1)[0];
+    cluster.remove(Kind::Node, "n1");
+    cluster.settle();
+    assert!(!cluster.objects.node_networks.contains_key("n1"));
+    let inventory = cluster.objects.inventory().spec;
+    assert!(inventory.resting_addresses.contains_key(&address));
+    assert!(inventory.resting.iter().any(|resting| resting.range.address == address));
+    cluster.wait(120);
+    cluster.settle();
+    let inventory = cluster.objects.inventory().spec;
+    assert!(inventory.resting_addresses.is_empty() && inventory.resting.is_empty());
+}
+
+#[test]
+fn the_same_objects_at_the_same_time_yield_the_same_writes() {
+    let mut cluster = Cluster::new(json!({"sku": "Basic"}), 5);
+    service(&mut cluster, "a", json!({}));
+    let once = reconcile(&cluster.objects, cluster.now, 42);
+    assert!(!once.is_empty());
+    assert_eq!(once, reconcile(&cluster.objects, cluster.now, 42));
+}
+
+#[test]
+fn what_an_agent_runs_follows_the_objects() {
+    let mut cluster = Cluster::new(json!({"sku": "Standard"}), 2);
+    cluster.settle();
+    let tables = agent_tables(&cluster.objects, "n1", &Default::default()).unwrap();
+    assert_eq!(tables.blocks.len(), 128);
+    assert_eq!(tables.policies[&2].segments, 1);
+    assert_eq!(tables.policies[&2].blocks[0].count, 128);
+    assert_eq!(tables.epoch, cluster.objects.node_networks["n1"].spec.epoch);
+}
