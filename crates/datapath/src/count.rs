@@ -59,6 +59,8 @@ counters! {
         Fragment = "fragment",
         /// A protocol without ports.
         Protocol = "protocol",
+        /// An ICMP error that carries no packet of a flow that is known.
+        IcmpNoFlow = "icmp_no_flow",
         /// An ICMP message that is not translated.
         IcmpType = "icmp_type",
         /// No method of leaving is there for this source and protocol.
@@ -123,6 +125,12 @@ counters! {
         PortCollision = "port_collision",
         /// A flow that was closing was opened again.
         Reopened = "reopened",
+        /// An ICMP error about a flow was translated.
+        ErrorTranslated = "error_translated",
+        /// On a mux: an ICMP error was wrapped, by the packet that it carries.
+        WrappedError = "wrapped_error",
+        /// On a mux: the sender of a packet that was too large was told.
+        ToldTooBig = "told_too_big",
     }
 }
 

@@ -5,7 +5,7 @@ use core::cell::Cell;
 use crate::{
     Drop, Event, Pass, V4,
     agent::{AgentTables, NotInserted, Step, watch, watched},
-    flow, hash,
+    flow, hash, icmp,
     limits::{BLOCK_PORTS, SEGMENTS_MAX},
     packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport, tcp_flag},
     positions::{self, Found, Run},
@@ -64,6 +64,12 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
             return Ok(rewrite(packet, &headers, half, settings));
         }
     }
+    if headers.transport == Transport::IcmpError
+        && !headers.fragment
+        && let Some(verdict) = error(packet, tables, &headers)
+    {
+        return Ok(verdict);
+    }
     let Some(source) = tables.source(&headers.source) else {
         // What bears a VIP or a mux as source and belongs to no flow is forged.
         if tables.is_vip(&headers.source) || tables.is_mux(&headers.source) {
@@ -114,11 +120,30 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         }
         // An answer to a request that nobody saw come in.
         Transport::Echo { request: false } => return Err(Drop::NoFlow),
-        Transport::IcmpError | Transport::IcmpOther => return Err(Drop::IcmpType),
+        Transport::IcmpError => return Err(Drop::IcmpNoFlow),
+        Transport::IcmpOther => return Err(Drop::IcmpType),
         Transport::Fragment => return Err(Drop::Fragment),
         Transport::Other => return Err(Drop::Protocol),
     }
     open(packet, tables, settings, &headers, index, policy, now)
+}
+
+/// An ICMP error of the node or a pod about a packet that came in; nothing where that packet is of
+/// no flow.
+#[inline(always)]
+fn error<P: Packet + ?Sized, T: AgentTables<V4>>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers<V4>,
+) -> Option<Verdict<V4>> {
+    let inner = icmp::inner(packet, headers)?;
+    if inner.source != headers.target {
+        return None;
+    }
+    let half = tables.flow(&inner.key(Side::Egress))?;
+    let (address, port) = (half.address, half.port);
+    icmp::translate(packet, headers, &inner, End::Source, address, port, 0)
+        .map(Verdict::RewriteError)
 }
 
 /// The key under which a packet's flow stands at egress.

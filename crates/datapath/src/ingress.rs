@@ -5,7 +5,7 @@ use core::cell::Cell;
 use crate::{
     Drop, Event, Pass, V4,
     agent::{AgentTables, NotInserted},
-    egress, flow, gue, hash,
+    egress, flow, gue, hash, icmp,
     packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport},
     protocol,
     tables::{AgentSettings, Flow, FlowKey, FlowKind, RuleKey, Side, Ticks, agent_flag, rule_flag},
@@ -50,7 +50,8 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     }
     match headers.transport {
         Transport::Tcp | Transport::Udp | Transport::Echo { .. } => {}
-        Transport::IcmpError | Transport::IcmpOther => return Err(Drop::IcmpType),
+        Transport::IcmpError => return error(packet, tables, &headers),
+        Transport::IcmpOther => return Err(Drop::IcmpType),
         Transport::Fragment => return Err(Drop::Fragment),
         Transport::Other => return Err(Drop::Protocol),
     }
@@ -105,6 +106,24 @@ fn rewrite(headers: &Headers<V4>, address: Address, port: [u8; 2]) -> Verdict<V4
         segment: None,
         event: Event::TranslatedIn,
     })
+}
+
+/// An ICMP error about a packet that this node sent.
+#[inline(always)]
+fn error<P: Packet + ?Sized, T: AgentTables<V4>>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers<V4>,
+) -> Result<Verdict<V4>, Drop> {
+    let Some(inner) = icmp::inner(packet, headers) else { return Err(Drop::IcmpNoFlow) };
+    if inner.source != headers.target {
+        return Err(Drop::IcmpNoFlow);
+    }
+    let Some(half) = tables.flow(&inner.key(Side::Ingress)) else { return Err(Drop::IcmpNoFlow) };
+    let (address, port) = (half.address, half.port);
+    icmp::translate(packet, headers, &inner, End::Target, address, port, gue::OVERHEAD)
+        .map(Verdict::RewriteError)
+        .ok_or(Drop::Malformed)
 }
 
 /// A packet of no flow: it may open one to a Service of this node.

@@ -15,6 +15,7 @@ pub mod egress;
 pub mod flow;
 pub mod gue;
 pub mod hash;
+pub mod icmp;
 pub mod ingress;
 pub mod mux;
 pub mod notice;

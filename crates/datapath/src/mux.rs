@@ -5,7 +5,7 @@
 //! the flow's hash, so that every mux picks the same.
 
 use crate::{
-    Drop, Event, Pass, V4, gue, hash,
+    Drop, Event, Pass, V4, gue, hash, icmp,
     limits::GUE_OVERHEAD,
     packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport},
     tables::{MuxSettings, Node, Owners, Rule, RuleKey, Vip, owner, rule_flag},
@@ -64,16 +64,13 @@ fn decide<P: Packet + ?Sized, T: MuxTables>(packet: &P, tables: &T) -> Result<Mu
     }
     match headers.transport {
         Transport::Tcp | Transport::Udp | Transport::Echo { request: false } => {}
-        Transport::Echo { request: true } | Transport::IcmpError | Transport::IcmpOther => {
-            return Err(Drop::IcmpType);
-        }
+        Transport::IcmpError => return error(packet, tables, settings, &headers, vip),
+        Transport::Echo { request: true } | Transport::IcmpOther => return Err(Drop::IcmpType),
         Transport::Fragment => return Err(Drop::Fragment),
         Transport::Other => return Err(Drop::Protocol),
     }
-    let port = u16::from_be_bytes(headers.target_port) as u32;
-    let row = vip.index * owner::ROWS_PER_VIP + port / 32;
-    let Some(owners) = tables.owners(row) else { return Err(Drop::NoRule) };
-    let (index, hash, event) = match owners.0[(port as usize / 8) & 3] {
+    let index = owner_of(tables, vip, headers.target_port);
+    let (index, hash, event) = match index {
         owner::NONE => return Err(Drop::NoRule),
         owner::RULES => {
             let (index, hash) = backend(&headers, settings, tables)?;
@@ -81,18 +78,94 @@ fn decide<P: Packet + ?Sized, T: MuxTables>(packet: &P, tables: &T) -> Result<Mu
         }
         index => (index, flow_hash(&headers, settings.seed, false), Event::WrappedReply),
     };
+    let room = settings.mtu.saturating_sub(GUE_OVERHEAD);
+    if headers.total > room {
+        return too_big(packet, &ethernet, &headers, room);
+    }
+    wrap(tables, settings, &headers, index, hash, event)
+}
+
+/// Who owns the block of a VIP's port.
+#[inline(always)]
+fn owner_of<T: MuxTables>(tables: &T, vip: &Vip, port: [u8; 2]) -> u16 {
+    let port = u16::from_be_bytes(port) as u32;
+    let row = vip.index * owner::ROWS_PER_VIP + port / 32;
+    tables.owners(row).map_or(owner::NONE, |owners| owners.0[(port as usize / 8) & 3])
+}
+
+/// Sends a packet to a node.
+#[inline(always)]
+fn wrap<T: MuxTables>(
+    tables: &T,
+    settings: &MuxSettings<Address>,
+    headers: &Headers<V4>,
+    index: u16,
+    hash: u64,
+    event: Event,
+) -> Result<MuxVerdict, Drop> {
     let node = match tables.node(index as u32) {
         Some(node) if node.present != 0 => node,
         _ => return Err(Drop::StaleMux),
     };
-    if headers.total > settings.mtu.saturating_sub(GUE_OVERHEAD) {
-        return Err(Drop::TooBig);
-    }
     if settings.gateway_mac == [0; 6] {
         return Err(Drop::NoGateway);
     }
     let outer = gue::outer(settings, node.address, headers.total, headers.tos, hash as u32);
     Ok(MuxVerdict::Wrap { outer, event })
+}
+
+/// A packet that does not fit once it is wrapped: where it may not be cut, its sender is told.
+#[inline(always)]
+fn too_big<P: Packet + ?Sized>(
+    packet: &P,
+    ethernet: &[u8; ETHERNET],
+    headers: &Headers<V4>,
+    room: u16,
+) -> Result<MuxVerdict, Drop> {
+    let Some(quote) = packet.read::<{ icmp::QUOTE }>(ETHERNET) else { return Err(Drop::TooBig) };
+    let may_be_cut = quote[6] & 0x40 == 0;
+    if may_be_cut {
+        return Err(Drop::TooBig);
+    }
+    Ok(MuxVerdict::TellTooBig {
+        headers: icmp::too_big(ethernet, headers, &quote, room),
+        length: gue::OUTER + icmp::QUOTE,
+    })
+}
+
+/// An ICMP error goes where the packet that it carries came from.
+#[inline(always)]
+fn error<P: Packet + ?Sized, T: MuxTables>(
+    packet: &P,
+    tables: &T,
+    settings: &MuxSettings<Address>,
+    headers: &Headers<V4>,
+    vip: &Vip,
+) -> Result<MuxVerdict, Drop> {
+    let Some(inner) = icmp::inner(packet, headers) else { return Err(Drop::IcmpNoFlow) };
+    if inner.source != headers.target {
+        return Err(Drop::IcmpNoFlow);
+    }
+    // What the packet that the error is about would look like if it came in.
+    let mut answer = *headers;
+    answer.source = inner.target;
+    answer.source_port = inner.target_port;
+    answer.target_port = inner.source_port;
+    answer.protocol = inner.protocol;
+    answer.transport = match inner.protocol {
+        crate::protocol::TCP => Transport::Tcp,
+        crate::protocol::UDP => Transport::Udp,
+        _ => Transport::Echo { request: false },
+    };
+    let (index, hash) = match owner_of(tables, vip, inner.source_port) {
+        owner::NONE => return Err(Drop::NoRule),
+        owner::RULES => backend(&answer, settings, tables)?,
+        index => (index, flow_hash(&answer, settings.seed, false)),
+    };
+    if headers.total > settings.mtu.saturating_sub(GUE_OVERHEAD) {
+        return Err(Drop::TooBig);
+    }
+    wrap(tables, settings, headers, index, hash, Event::WrappedError)
 }
 
 /// The backend for a packet to a listener, and the flow's hash.

@@ -26,6 +26,8 @@ pub enum Verdict<F: Family> {
     },
     /// Is changed and goes on.
     Rewrite(Rewrite<F>),
+    /// Is an ICMP error, is changed and goes on.
+    RewriteError(crate::icmp::ErrorRewrite),
 }
 
 /// Changes to one packet.
@@ -152,5 +154,14 @@ pub enum MuxVerdict {
         outer: [u8; crate::gue::OUTER],
         /// What to count.
         event: Event,
+    },
+    /// The sender is told that the packet is too large: it gets [`crate::gue::OVERHEAD`] bytes
+    /// more in front, its first bytes become `headers`, it is cut behind `length` bytes, and it
+    /// goes back out of the interface it came in by.
+    TellTooBig {
+        /// The new Ethernet, IPv4 and ICMP headers.
+        headers: [u8; crate::gue::OUTER],
+        /// Bytes of the new frame.
+        length: usize,
     },
 }

@@ -13,7 +13,10 @@ use core::{arch::asm, cell::Cell, ffi::c_void};
 use agent_maps::*;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_NOEXIST, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST, TC_ACT_SHOT,
+        TC_ACT_UNSPEC,
+    },
     btf_maps::lpm_trie,
     helpers::{bpf_ktime_get_coarse_ns, bpf_loop, bpf_skb_load_bytes},
     macros::classifier,
@@ -23,6 +26,7 @@ use datapath::{
     Drop, Event, V4,
     agent::{AgentTables, NotInserted, Step},
     gue,
+    icmp::ErrorRewrite,
     limits::POSITIONS_ROWS,
     positions::{Bits, Positions},
     tables::*,
@@ -97,6 +101,13 @@ fn carry_out(ctx: &TcContext, verdict: Verdict<V4>) -> i32 {
             count(rewrite.event.counter());
             TC_ACT_UNSPEC
         }
+        Verdict::RewriteError(rewrite) => {
+            if write_error(ctx, &rewrite).is_none() {
+                return refuse(Drop::WriteFailed);
+            }
+            count(Event::ErrorTranslated.counter());
+            TC_ACT_UNSPEC
+        }
     }
 }
 
@@ -140,6 +151,23 @@ fn write(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
     ctx.l3_csum_replace(at.ip_checksum as usize, whole(old), whole(new), 4).ok()?;
     ctx.store(at.address as usize, &new, 0).ok()?;
     ctx.store(at.port as usize, &new_port, 0).ok()
+}
+
+/// Carries out the changes to an ICMP error.
+#[inline(always)]
+fn write_error(ctx: &TcContext, rewrite: &ErrorRewrite) -> Option<()> {
+    if rewrite.unwrap {
+        ctx.adjust_room(-(gue::OVERHEAD as i32), BPF_ADJ_ROOM_MAC, 0).ok()?;
+    }
+    let (old, new) = (rewrite.address.old, rewrite.address.new);
+    ctx.l3_csum_replace(rewrite.ip_checksum_at as usize, whole(old), whole(new), 4).ok()?;
+    ctx.store(rewrite.address_at as usize, &new, 0).ok()?;
+    for word in &rewrite.words {
+        if word.at != 0 {
+            ctx.store(word.at as usize, &word.new, BPF_F_RECOMPUTE_CSUM as u64).ok()?;
+        }
+    }
+    Some(())
 }
 
 #[inline(always)]

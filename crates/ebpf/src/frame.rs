@@ -1,6 +1,6 @@
 //! The only place that reads packet memory.
 
-use core::mem::size_of;
+use core::{arch::asm, mem::size_of};
 
 use datapath::packet::Packet;
 
@@ -23,7 +23,11 @@ impl Frame {
 impl Packet for Frame {
     #[inline(always)]
     fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let from = self.data + at;
+        let mut from = self.data + at;
+        // VERIFIER: the very register that is compared must be the one that is read through; left
+        // alone, the compiler computes the address twice in two ways.
+        // SAFETY: moves a register onto itself.
+        unsafe { asm!("{0} = {0}", inout(reg) from) };
         if from + size_of::<[u8; N]>() > self.end {
             return None;
         }

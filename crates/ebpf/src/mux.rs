@@ -3,15 +3,19 @@
 //! It reads headers, calls [`datapath`], carries out the verdict and counts.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod frame;
 mod mux_maps;
 
 use aya_ebpf::{
-    bindings::xdp_action, btf_maps::lpm_trie, helpers::bpf_xdp_adjust_head, macros::xdp,
+    bindings::xdp_action,
+    btf_maps::lpm_trie,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    macros::xdp,
     programs::XdpContext,
 };
-use datapath::{Drop, gue, mux::MuxTables, tables::*, verdict::MuxVerdict};
+use datapath::{Drop, Event, gue, mux::MuxTables, tables::*, verdict::MuxVerdict};
 use frame::Frame;
 use mux_maps::*;
 
@@ -33,6 +37,17 @@ pub fn mux(ctx: XdpContext) -> u32 {
                 return refuse(Drop::WriteFailed);
             }
             count(event.counter());
+            xdp_action::XDP_TX
+        }
+        MuxVerdict::TellTooBig { headers, length: cut } => {
+            // SAFETY: the context is the kernel's.
+            let tail = unsafe {
+                bpf_xdp_adjust_tail(ctx.ctx, cut as i32 - (length + gue::OVERHEAD) as i32)
+            };
+            if tail != 0 || wrap(&ctx, &headers).is_none() {
+                return refuse(Drop::WriteFailed);
+            }
+            count(Event::ToldTooBig.counter());
             xdp_action::XDP_TX
         }
     }
