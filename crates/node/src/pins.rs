@@ -1,0 +1,225 @@
+//! Where the kernel's objects of one host live in the BPF file system, so that they outlive the
+//! process: `ROOT/SCOPE/HOST/ROLE/{maps,programs,links}/NAME`.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+use thiserror::Error;
+
+use crate::raw;
+
+/// Where the BPF file system is mounted.
+pub const BPF_ROOT: &str = "/sys/fs/bpf";
+const PRODUCT: &str = "deguchi";
+
+/// Which program of a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// A node's two TC programs.
+    Agent,
+    /// A mux's XDP program.
+    Mux,
+}
+
+impl Role {
+    /// The word in paths and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Role::Agent => "agent",
+            Role::Mux => "mux",
+        }
+    }
+}
+
+/// Why pins could not be used.
+#[derive(Debug, Error)]
+pub enum PinsError {
+    /// The file system is not there and cannot be mounted.
+    #[error(
+        "the BPF file system cannot be mounted at {path}: {source}; mount it with: mount -t bpf bpf {path}"
+    )]
+    Mount {
+        /// Where it should be.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// A file operation failed.
+    #[error("{path}: {source}")]
+    File {
+        /// The path.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another process works for this host.
+    #[error("another {role} runs for {path}; stop it first")]
+    Busy {
+        /// The role.
+        role: &'static str,
+        /// The pin directory.
+        path: PathBuf,
+    },
+}
+
+impl PinsError {
+    fn file(path: &Path) -> impl FnOnce(io::Error) -> PinsError {
+        let path = path.to_owned();
+        move |source| PinsError::File { path, source }
+    }
+}
+
+/// The pin directory of one role on one host.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+    directory: PathBuf,
+    role: Role,
+}
+
+/// Held as long as a process works with a pin directory.
+#[derive(Debug)]
+pub struct PinsLock {
+    _lock: Flock<fs::File>,
+}
+
+impl Pins {
+    /// The pins of `role` on `host`. Labs set `scope` apart from each other and from the machine's
+    /// own agent.
+    pub fn new(scope: &str, host: &str, role: Role) -> Self {
+        let root = PathBuf::from(BPF_ROOT);
+        let directory =
+            root.join(PRODUCT).join(file_name(scope)).join(file_name(host)).join(role.name());
+        Pins { root, directory, role }
+    }
+
+    /// Makes the directories, mounting the file system if need be.
+    pub fn create(&self) -> Result<(), PinsError> {
+        mount_once(&self.root)?;
+        for part in ["maps", "programs", "links"] {
+            let path = self.directory.join(part);
+            make_directory(&path).map_err(PinsError::file(&path))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps other processes from working for the same host. The kernel lets go of the lock when
+    /// the process dies.
+    pub fn lock(&self) -> Result<PinsLock, PinsError> {
+        let file = fs::File::open(&self.directory).map_err(PinsError::file(&self.directory))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(PinsLock { _lock: lock }),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                Err(PinsError::Busy { role: self.role.name(), path: self.directory.clone() })
+            }
+            Err((_, source)) => Err(PinsError::file(&self.directory)(source.into())),
+        }
+    }
+
+    /// True when the directory is there: the role was started on this host and not uninstalled.
+    pub fn exist(&self) -> bool {
+        self.directory.is_dir()
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Pin of a map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.directory.join("maps").join(file_name(name))
+    }
+
+    /// Pin of a program.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.directory.join("programs").join(file_name(name))
+    }
+
+    /// Pin of a link.
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.directory.join("links").join(file_name(name))
+    }
+
+    /// Removes everything that is pinned here. Links go first: with them the programs are detached.
+    pub fn remove(&self) -> Result<(), PinsError> {
+        if let Ok(links) = fs::read_dir(self.directory.join("links")) {
+            for link in links.flatten() {
+                // A link whose interface is gone is detached already.
+                let _ = raw::detach_pinned_link(&link.path());
+            }
+        }
+        for part in ["links", "programs", "maps"] {
+            remove_directory(&self.directory.join(part))?;
+        }
+        remove_directory(&self.directory)?;
+        // Parents stay when another role or host still uses them.
+        let parents = self.directory.ancestors().skip(1).take(3);
+        for parent in parents {
+            if fs::remove_dir(parent).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes a directory and its parents, even while another host's removal takes an empty parent away.
+fn make_directory(path: &Path) -> io::Result<()> {
+    const TRIES: u32 = 10;
+    for _ in 1..TRIES {
+        match fs::create_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            outcome => return outcome,
+        }
+    }
+    fs::create_dir_all(path)
+}
+
+/// Removes a directory of pins and the pins in it. Gone already is as good.
+fn remove_directory(path: &Path) -> Result<(), PinsError> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(PinsError::file(path)(error)),
+    };
+    for entry in entries {
+        let pin = entry.map_err(PinsError::file(path))?.path();
+        fs::remove_file(&pin).map_err(PinsError::file(&pin))?;
+    }
+    fs::remove_dir(path).map_err(PinsError::file(path))
+}
+
+/// Replaces the pin at `to` by the one at `from`, as one step.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), PinsError> {
+    fs::rename(from, to).map_err(PinsError::file(to))
+}
+
+/// Mounts the BPF file system unless it is there.
+fn mount_once(root: &Path) -> Result<(), PinsError> {
+    let is_mounted = || statfs(root).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
+    if is_mounted() {
+        return Ok(());
+    }
+    // Two processes that both find it missing would mount one over the other and hide the pins of
+    // the first. The lock on the directory underneath lets the second look again.
+    let _lock = fs::File::open(root).ok().map(|file| Flock::lock(file, FlockArg::LockExclusive));
+    if is_mounted() {
+        return Ok(());
+    }
+    mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|source| PinsError::Mount { path: root.to_owned(), source })
+}
+
+/// The BPF file system keeps names with dots for itself.
+fn file_name(name: &str) -> String {
+    name.replace(['.', '/'], "_")
+}

@@ -1,0 +1,180 @@
+//! The only unsafe code of this crate: rows as bytes, and the kernel calls that aya and nix do
+//! not offer.
+
+use std::{
+    ffi::CString,
+    io,
+    mem::{MaybeUninit, size_of, zeroed},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use aya::Pod;
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+use datapath::tables::Row;
+use nix::libc;
+
+/// A row as the kernel's maps hold it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct Raw<T>(pub T);
+
+// SAFETY: `Row` promises `repr(C)`, no padding and that every bit pattern is valid; `Raw` adds
+// nothing to it.
+unsafe impl<T: Row + Copy + 'static> Pod for Raw<T> {}
+
+/// The row that begins `bytes`; nothing when there are too few.
+pub fn row<T: Row>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: there are enough bytes, alignment is not asked for, and `Row` promises that every
+    // bit pattern is a value.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// What the kernel says about a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkFacts {
+    /// The program that runs.
+    pub program: u32,
+    /// The interface; 0 when it is gone.
+    pub interface: u32,
+}
+
+/// Reads a pinned TCX or XDP link.
+pub fn pinned_link(path: &Path) -> io::Result<LinkFacts> {
+    let descriptor = open_pinned(path)?;
+    // SAFETY: both are plain C structs for which all zeroes is a value.
+    let (mut info, mut attributes) = unsafe { (zeroed::<bpf_link_info>(), zeroed::<bpf_attr>()) };
+    attributes.info.bpf_fd = descriptor.as_raw_fd() as u32;
+    attributes.info.info_len = size_of::<bpf_link_info>() as u32;
+    attributes.info.info = &raw mut info as u64;
+    // SAFETY: `info` outlives the call and has the length given.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    // `xdp` and `tcx` both begin with the interface.
+    // SAFETY: the field is an integer, valid whatever the kernel wrote.
+    let interface = unsafe { info.__bindgen_anon_1.tcx.ifindex };
+    Ok(LinkFacts { program: info.prog_id, interface })
+}
+
+/// Takes the program of a pinned link off its interface, at once: removing the pin alone leaves it
+/// running until the kernel gets round to it.
+pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
+    let descriptor = open_pinned(path)?;
+    // SAFETY: a plain C struct for which all zeroes is a value.
+    let mut attributes = unsafe { zeroed::<bpf_attr>() };
+    attributes.link_detach.link_fd = descriptor.as_raw_fd() as u32;
+    // SAFETY: no pointers.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes) }.map(|_| ())
+}
+
+fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a plain C struct for which all zeroes is a value.
+    let mut attributes = unsafe { zeroed::<bpf_attr>() };
+    attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the path ends in NUL and outlives the call.
+    let descriptor = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attributes) }?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Where a [`hash_batch`] stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor(Option<u32>);
+
+/// Reads up to `max` rows of a hash map from `cursor` on, in one call. The second value is where
+/// to go on, or nothing at the end.
+pub fn hash_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    cursor: Cursor,
+    max: u32,
+) -> io::Result<(Vec<(K, V)>, Option<Cursor>)> {
+    let mut keys = Vec::<K>::with_capacity(max as usize);
+    let mut values = Vec::<V>::with_capacity(max as usize);
+    let mut next = 0u32;
+    // SAFETY: a plain C struct for which all zeroes is a value.
+    let mut attributes = unsafe { zeroed::<bpf_attr>() };
+    attributes.batch.in_batch =
+        cursor.0.as_ref().map_or(0, |position| position as *const u32 as u64);
+    attributes.batch.out_batch = &raw mut next as u64;
+    attributes.batch.keys = keys.as_mut_ptr() as u64;
+    attributes.batch.values = values.as_mut_ptr() as u64;
+    attributes.batch.count = max;
+    attributes.batch.map_fd = map.as_raw_fd() as u32;
+    // SAFETY: both buffers have room for `max` rows of the sizes that the caller's typed handle
+    // was checked for; the cursor of a hash map is a u32.
+    let answer = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes) };
+    let is_end = match answer {
+        Ok(_) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => return Err(error),
+    };
+    // SAFETY: the kernel writes the number of rows that it has filled.
+    unsafe {
+        let count = attributes.batch.count.min(max) as usize;
+        keys.set_len(count);
+        values.set_len(count);
+    }
+    let cursor = (!is_end).then_some(Cursor(Some(next)));
+    Ok((keys.into_iter().zip(values).collect(), cursor))
+}
+
+/// Takes a row out of a hash map and returns it, as one step.
+pub fn hash_take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = MaybeUninit::<V>::zeroed();
+    // SAFETY: a plain C struct for which all zeroes is a value.
+    let mut attributes = unsafe { zeroed::<bpf_attr>() };
+    attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attributes.__bindgen_anon_2.key = key as *const K as u64;
+    attributes.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    // SAFETY: key and value have the sizes that the caller's typed handle was checked for.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attributes) } {
+        // SAFETY: the kernel has filled it, and `Pod` accepts any bits.
+        Ok(_) => Ok(Some(unsafe { value.assume_init() })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// # Safety
+/// Every pointer in `attributes` must be valid for what `command` does with it.
+unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<i32> {
+    // SAFETY: the caller answers for the pointers inside.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            attributes as *mut bpf_attr,
+            size_of::<bpf_attr>(),
+        )
+    };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer as i32) }
+}
+
+mod calls {
+    #![allow(missing_docs, reason = "the macro makes a public function without a place for words")]
+    use nix::libc;
+
+    nix::ioctl_read_bad!(interface_mtu, libc::SIOCGIFMTU, libc::ifreq);
+}
+
+/// MTU of an interface of the network namespace that `socket` was made in.
+pub fn interface_mtu(socket: BorrowedFd<'_>, interface: &str) -> io::Result<u32> {
+    // SAFETY: a plain C struct for which all zeroes is a value.
+    let mut request = unsafe { zeroed::<libc::ifreq>() };
+    if interface.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the request is filled and outlives the call.
+    unsafe { calls::interface_mtu(socket.as_raw_fd(), &mut request) }?;
+    // SAFETY: SIOCGIFMTU fills this field.
+    Ok(unsafe { request.ifr_ifru.ifru_mtu } as u32)
+}
