@@ -1,8 +1,14 @@
 //! One machine: loads and attaches the programs, applies table edits, reports what runs.
 
+pub mod apply;
 pub mod attach;
 pub mod counters;
+pub mod exhaustion;
+pub mod journal;
 pub mod load;
 pub mod maps;
 pub mod pins;
 pub mod raw;
+pub mod source;
+pub mod stop;
+pub mod sweep;

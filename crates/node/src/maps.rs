@@ -7,15 +7,18 @@ use aya::{
     Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
-use datapath::tables::{
-    AgentSettings, AllowedSource, Block, Endpoint, Flow, FlowKey, MuxSettings, Node, Owners,
-    Policy, Rule, RuleKey, Service, Source, Vip,
+use datapath::{
+    positions::Positions,
+    tables::{
+        AgentSettings, AllowedSource, Block, Endpoint, Flow, FlowKey, MuxSettings, Node, Owners,
+        Policy, Rule, RuleKey, Service, Source, Vip,
+    },
 };
 use thiserror::Error;
 
 use crate::{
     pins::Pins,
-    raw::{self, Cursor, Raw},
+    raw::{self, Cursor, PositionsMemory, Raw},
 };
 
 /// An IPv4 address in wire order.
@@ -127,7 +130,7 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         cursor: Cursor,
         rows_max: u32,
     ) -> Result<(Vec<(K, V)>, Option<Cursor>), TableError> {
-        raw::hash_batch(self.data().fd().as_fd(), cursor, rows_max)
+        raw::batch(self.data().fd().as_fd(), cursor, rows_max)
             .map_err(|error| TableError::new(self.name, error))
     }
 
@@ -182,9 +185,21 @@ impl<V: Pod> Rows<V> {
         self.map.set(index, value, 0).map_err(TableError::of(self.name))
     }
 
-    /// The table itself, to be mapped into memory.
-    pub fn data(&self) -> &MapData {
-        aya::maps::IterableMap::map(&self.map)
+    /// All rows, in order.
+    pub fn all(&self) -> Result<Vec<V>, TableError> {
+        let mut rows = Vec::with_capacity(self.len() as usize);
+        let mut cursor = Cursor::default();
+        let descriptor = aya::maps::IterableMap::map(&self.map).fd();
+        // BOUND: the kernel's cursor only goes forward.
+        loop {
+            let (some, next) = raw::batch::<u32, V>(descriptor.as_fd(), cursor, BATCH_ROWS)
+                .map_err(|error| TableError::new(self.name, error))?;
+            rows.extend(some.into_iter().map(|(_, row)| row));
+            match next {
+                Some(next) => cursor = next,
+                None => return Ok(rows),
+            }
+        }
     }
 }
 
@@ -305,9 +320,16 @@ impl AgentMaps {
     }
 }
 
-/// The flow table on its own, for the sweep's thread.
-pub fn open_flows(pins: &Pins) -> Result<Flows, TableError> {
-    Hash::open(pins, "flows")
+/// The table of positions, mapped into memory.
+pub fn open_positions(pins: &Pins) -> Result<PositionsMemory, TableError> {
+    let name = "positions";
+    let data = MapData::from_pin(pins.map(name)).map_err(TableError::of(name))?;
+    let info = data.info().map_err(TableError::of(name))?;
+    if info.value_size() as usize != size_of::<Positions>() {
+        return Err(TableError::new(name, "rows of another size"));
+    }
+    PositionsMemory::map(data.fd().as_fd(), info.max_entries())
+        .map_err(|error| TableError::new(name, error))
 }
 
 /// The ring of notices, for the thread that reads it. It has one reader.

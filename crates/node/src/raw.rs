@@ -2,6 +2,7 @@
 //! not offer.
 
 use std::{
+    cell::Cell,
     ffi::CString,
     io,
     mem::{MaybeUninit, size_of, zeroed},
@@ -10,11 +11,16 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
-use datapath::tables::Row;
+use datapath::{
+    positions::{Bits, Positions},
+    tables::Row,
+};
 use nix::libc;
 
 /// A row as the kernel's maps hold it.
@@ -83,13 +89,13 @@ fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Where a [`hash_batch`] stopped.
+/// Where a [`batch`] stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor(Option<u32>);
 
-/// Reads up to `max` rows of a hash map from `cursor` on, in one call. The second value is where
-/// to go on, or nothing at the end.
-pub fn hash_batch<K: Pod, V: Pod>(
+/// Reads up to `max` rows of a hash map or an array from `cursor` on, in one call. The second value
+/// is where to go on, or nothing at the end.
+pub fn batch<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     cursor: Cursor,
     max: u32,
@@ -107,7 +113,7 @@ pub fn hash_batch<K: Pod, V: Pod>(
     attributes.batch.count = max;
     attributes.batch.map_fd = map.as_raw_fd() as u32;
     // SAFETY: both buffers have room for `max` rows of the sizes that the caller's typed handle
-    // was checked for; the cursor of a hash map is a u32.
+    // was checked for; the cursor of a hash map or an array is a u32.
     let answer = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes) };
     let is_end = match answer {
         Ok(_) => false,
@@ -177,4 +183,86 @@ pub fn interface_mtu(socket: BorrowedFd<'_>, interface: &str) -> io::Result<u32>
     unsafe { calls::interface_mtu(socket.as_raw_fd(), &mut request) }?;
     // SAFETY: SIOCGIFMTU fills this field.
     Ok(unsafe { request.ifr_ifru.ifru_mtu } as u32)
+}
+
+/// The `positions` table in this process's memory: kernel programs and this process change single
+/// bits of it at the same time.
+pub struct PositionsMemory {
+    start: NonNull<Positions>,
+    rows: u32,
+}
+
+impl PositionsMemory {
+    /// Maps the table that `map` is the descriptor of.
+    pub fn map(map: BorrowedFd<'_>, rows: u32) -> io::Result<Self> {
+        // SAFETY: a new shared mapping; the kernel checks that the table is that large.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Self::length(rows),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        match NonNull::new(start.cast()) {
+            Some(start) => Ok(PositionsMemory { start, rows }),
+            None => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
+        }
+    }
+
+    const fn length(rows: u32) -> usize {
+        // The kernel rounds rows up to eight bytes, which `Positions` fills already.
+        const { assert!(size_of::<Positions>().is_multiple_of(8)) };
+        rows as usize * size_of::<Positions>()
+    }
+
+    /// Rows of the table.
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+
+    /// A row.
+    pub fn row(&self, index: u32) -> Option<&Positions> {
+        if index >= self.rows {
+            return None;
+        }
+        // SAFETY: inside the mapping, which lives as long as `self`; every field is a cell, of
+        // which any bit pattern is a value, and the words are aligned because the mapping is.
+        Some(unsafe { self.start.add(index as usize).as_ref() })
+    }
+}
+
+impl Drop for PositionsMemory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, of this length, and no row can be borrowed any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), Self::length(self.rows)) };
+    }
+}
+
+impl Bits for PositionsMemory {
+    fn set_bits(&self, word: &Cell<u64>, bits: u64) {
+        atomic(word).fetch_or(bits, Relaxed);
+    }
+
+    fn clear_bits(&self, word: &Cell<u64>, bits: u64) {
+        atomic(word).fetch_and(!bits, Relaxed);
+    }
+
+    fn claim(&self, word: &Cell<u64>, value: u64) -> u64 {
+        match atomic(word).compare_exchange(0, value, Relaxed, Relaxed) {
+            Ok(_) => value,
+            Err(other) => other,
+        }
+    }
+}
+
+fn atomic(word: &Cell<u64>) -> &AtomicU64 {
+    // SAFETY: a cell is as large and as aligned as its value and may be changed through a shared
+    // reference; whoever else changes it does so atomically.
+    unsafe { AtomicU64::from_ptr(word.as_ptr()) }
 }

@@ -1,0 +1,170 @@
+//! Carries out table edits, and reads what stands in the tables. Which edits, and in which order,
+//! [`model::tables`] decides.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use datapath::{
+    positions::{Bits, SUMMARY},
+    tables::{AgentSettings, AllowedSource, MuxSettings},
+};
+use ipnet::Ipv4Net;
+use model::tables::{AgentEdit, AgentTables, MuxEdit, MuxTables};
+
+use crate::{
+    maps::{Address, AgentMaps, MuxMaps, TableError},
+    raw::{PositionsMemory, Raw},
+};
+
+/// Bars every position, as long as nothing is known of the holding.
+pub fn bar_all(positions: &PositionsMemory) {
+    if let Some(barred) = positions.row(0) {
+        for word in &barred.words {
+            positions.set_bits(word, u64::MAX);
+        }
+    }
+}
+
+/// Carries out one edit of an agent's tables.
+pub fn edit_agent(
+    maps: &mut AgentMaps,
+    positions: &PositionsMemory,
+    edit: &AgentEdit,
+) -> Result<(), TableError> {
+    match edit {
+        AgentEdit::Source(net, Some(row)) => {
+            maps.sources.set(net.prefix_len().into(), net.network().octets(), &Raw(*row))
+        }
+        AgentEdit::Source(net, None) => {
+            maps.sources.remove(net.prefix_len().into(), net.network().octets())
+        }
+        AgentEdit::PrivateRange(net, true) => {
+            maps.private_ranges.set(net.prefix_len().into(), net.network().octets(), &1)
+        }
+        AgentEdit::PrivateRange(net, false) => {
+            maps.private_ranges.remove(net.prefix_len().into(), net.network().octets())
+        }
+        AgentEdit::Policy(index, row) => maps.policies.set(*index, &Raw(*row)),
+        AgentEdit::Block(index, row) => maps.blocks.set(*index, &Raw(*row)),
+        AgentEdit::Open(word, bits) => {
+            open_positions(positions, *word, *bits);
+            Ok(())
+        }
+        AgentEdit::Frontend(index, address) => maps.frontends.set(*index, address),
+        AgentEdit::Vip(address, true) => maps.vips.set(address, &Raw(Default::default())),
+        AgentEdit::Vip(address, false) => maps.vips.remove(address),
+        AgentEdit::Mux(address, true) => maps.muxes.set(address, &1),
+        AgentEdit::Mux(address, false) => maps.muxes.remove(address),
+        AgentEdit::Service(key, Some(row)) => maps.services.set(&Raw(*key), &Raw(*row)),
+        AgentEdit::Service(key, None) => maps.services.remove(&Raw(*key)),
+        AgentEdit::Endpoint(index, row) => maps.endpoints.set(*index, &Raw(*row)),
+    }
+}
+
+/// Lets new flows take exactly the positions `bits` of one word.
+fn open_positions(positions: &PositionsMemory, word: u32, bits: u64) {
+    let word = word as usize;
+    let Some(barred) = positions.row(0).and_then(|row| row.words.get(word)) else { return };
+    positions.set_bits(barred, !bits);
+    positions.clear_bits(barred, bits);
+    // Destinations may have noted the word as closed while it was barred.
+    for index in 1..positions.rows() {
+        let Some(row) = positions.row(index) else { continue };
+        positions.clear_bits(&row.summary[word / 64 % SUMMARY], 1 << (word % 64));
+        positions.clear_bits(&row.top, 1 << (word / 64));
+    }
+}
+
+/// What stands in an agent's tables.
+pub fn read_agent(
+    maps: &AgentMaps,
+    positions: &PositionsMemory,
+) -> Result<AgentTables, TableError> {
+    let settings: AgentSettings<Address> = maps.settings.get(0)?.0;
+    let sources =
+        maps.sources.all()?.into_iter().map(|(bits, net, row)| (prefix(bits, net), row.0));
+    let private = maps.private_ranges.all()?.into_iter().map(|(bits, net, _)| prefix(bits, net));
+    let mut open = BTreeMap::new();
+    if let Some(barred) = positions.row(0) {
+        let words = barred.words.iter().enumerate();
+        open = words
+            .map(|(word, barred)| (word as u32, !barred.get()))
+            .filter(|(_, bits)| *bits != 0)
+            .collect();
+    }
+    Ok(AgentTables {
+        epoch: settings.epoch,
+        node: settings.node,
+        flags: settings.flags,
+        sources: sources.collect(),
+        private_ranges: private.collect(),
+        policies: filled(maps.policies.all()?.into_iter().map(|row| row.0)),
+        blocks: filled(maps.blocks.all()?.into_iter().map(|row| row.0)),
+        open,
+        frontends: filled(maps.frontends.all()?),
+        vips: maps.vips.all()?.into_iter().map(|(address, _)| address).collect(),
+        muxes: maps.muxes.all()?.into_iter().map(|(address, _)| address).collect(),
+        services: maps.services.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
+        endpoints: filled(maps.endpoints.all()?.into_iter().map(|row| row.0)),
+    })
+}
+
+/// Carries out one edit of a mux's tables.
+pub fn edit_mux(maps: &mut MuxMaps, edit: &MuxEdit) -> Result<(), TableError> {
+    match edit {
+        MuxEdit::Vip(address, Some(row)) => maps.vips.set(address, &Raw(*row)),
+        MuxEdit::Vip(address, None) => maps.vips.remove(address),
+        MuxEdit::Owners(index, row) => maps.owners.set(*index, &Raw(*row)),
+        MuxEdit::Node(index, row) => maps.nodes.set(*index, &Raw(*row)),
+        MuxEdit::Rule(key, Some(row)) => maps.rules.set(&Raw(*key), &Raw(*row)),
+        MuxEdit::Rule(key, None) => maps.rules.remove(&Raw(*key)),
+        MuxEdit::Maglev(index, row) => maps.maglev.set(*index, &Raw(*row)),
+        MuxEdit::AllowedSource(rule, net, present) => {
+            let key = AllowedSource { rule: rule.to_be_bytes(), source: net.network().octets() };
+            let bits = RULE_BITS + u32::from(net.prefix_len());
+            match present {
+                true => maps.allowed_sources.set(bits, Raw(key), &1),
+                false => maps.allowed_sources.remove(bits, Raw(key)),
+            }
+        }
+    }
+}
+
+/// Bits of the rule's id in front of an allowed source.
+const RULE_BITS: u32 = 32;
+
+/// What stands in a mux's tables.
+pub fn read_mux(maps: &MuxMaps) -> Result<MuxTables, TableError> {
+    let settings: MuxSettings<Address> = maps.settings.get(0)?.0;
+    let allowed = maps.allowed_sources.all()?.into_iter().map(|(bits, key, _)| {
+        (u32::from_be_bytes(key.0.rule), prefix(bits.saturating_sub(RULE_BITS), key.0.source))
+    });
+    Ok(MuxTables {
+        epoch: settings.epoch,
+        address: settings.address,
+        gateway: None,
+        owners: filled(maps.owners.all()?.into_iter().map(|row| row.0)),
+        vips: maps.vips.all()?.into_iter().map(|(address, row)| (address, row.0)).collect(),
+        nodes: maps
+            .nodes
+            .all()?
+            .into_iter()
+            .zip(0..)
+            .filter(|(node, _)| node.0.present != 0)
+            .map(|(node, index)| (index, node.0))
+            .collect(),
+        rules: maps.rules.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
+        maglev: filled(maps.maglev.all()?.into_iter().map(|row| row.0)),
+        allowed_sources: allowed.collect(),
+    })
+}
+
+/// Rows that are not all zeroes, by index.
+fn filled<V: Default + PartialEq>(rows: impl IntoIterator<Item = V>) -> BTreeMap<u32, V> {
+    let rows = (0..).zip(rows);
+    rows.filter(|(_, row)| *row != V::default()).collect()
+}
+
+fn prefix(bits: u32, network: Address) -> Ipv4Net {
+    // A trie holds no prefix longer than its key.
+    Ipv4Net::new_assert(Ipv4Addr::from(network), bits.min(32) as u8)
+}

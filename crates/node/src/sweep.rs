@@ -1,0 +1,286 @@
+//! Removes flows that are over, and learns on the way which ports are in use.
+//!
+//! A pass goes once through the flow table, a bounded number of rows at a time. Whether a flow is
+//! over, [`datapath::flow`] decides; both halves go together. The programs judge an entry
+//! themselves when a packet meets it, so a slow sweep costs room and never correctness.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use datapath::{
+    egress::fingerprint,
+    flow,
+    limits::BLOCK_PORTS,
+    positions::{Bits, Positions, SUMMARY, WORDS},
+    tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks},
+};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_gettime},
+};
+
+use crate::{
+    maps::{Address, FlowBytes, Flows, TableError},
+    raw::{self, Cursor, PositionsMemory, Raw},
+};
+
+/// Rows of the flow table that one step looks at: 4 kernel calls of 4,096 rows.
+pub const STEP_ROWS_MAX: u32 = 4 * BATCH_ROWS;
+const BATCH_ROWS: u32 = 4096;
+
+/// The monotonic clock, as the programs read it.
+pub fn clock() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or_else(|_| TimeSpec::new(0, 0));
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+/// What one whole pass has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Flows, counted once each.
+    pub flows: u64,
+    /// Flows that were over and were removed.
+    pub removed: u64,
+    /// Blocks (address, first port) on which outbound flows are left.
+    pub blocks: BTreeSet<(Address, u16)>,
+    /// Most ports in use towards one destination.
+    pub ports_used: u32,
+}
+
+/// Blocks that the node holds. Flows on other ports have lost their address and are ended.
+pub type Holding = BTreeSet<(Address, u16)>;
+
+/// Goes round in the flow table.
+pub struct Sweep {
+    flows: Flows,
+    positions: PositionsMemory,
+    cursor: Cursor,
+    usage: Usage,
+    destinations: BTreeMap<(Address, [u8; 2], u8), u32>,
+    /// Positions of each watched destination that flows of this pass were seen on.
+    seen: BTreeMap<u64, Box<[u64; WORDS]>>,
+    /// Bits that were set without a flow when the last pass ended.
+    doubtful: BTreeMap<u64, Box<[u64; WORDS]>>,
+}
+
+impl Sweep {
+    /// A sweep of these tables.
+    pub fn new(flows: Flows, positions: PositionsMemory) -> Sweep {
+        let mut sweep = Sweep {
+            flows,
+            positions,
+            cursor: Cursor::default(),
+            usage: Usage::default(),
+            destinations: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            doubtful: BTreeMap::new(),
+        };
+        sweep.begin();
+        sweep
+    }
+
+    /// Forgets the pass under way: what it has seen is from before a change of the holding.
+    pub fn restart(&mut self) {
+        self.begin();
+    }
+
+    /// Goes on for one step. At the end of a pass, says what it has found.
+    pub fn step(
+        &mut self,
+        settings: &AgentSettings<Address>,
+        holding: &Holding,
+    ) -> Result<Option<Usage>, TableError> {
+        // BOUND: STEP_ROWS_MAX.
+        for _ in 0..STEP_ROWS_MAX / BATCH_ROWS {
+            let (rows, next) = self.flows.batch(self.cursor, BATCH_ROWS)?;
+            let now = Ticks::from_nanoseconds(clock());
+            for (key, bytes) in rows {
+                self.look(settings, holding, &key.0, &bytes, now)?;
+            }
+            match next {
+                Some(next) => self.cursor = next,
+                None => return Ok(Some(self.end())),
+            }
+        }
+        Ok(None)
+    }
+
+    fn begin(&mut self) {
+        self.cursor = Cursor::default();
+        self.usage = Usage::default();
+        self.destinations.clear();
+        self.seen = watched(&self.positions)
+            .map(|(_, row)| (row.fingerprint.get(), Box::new([0; WORDS])))
+            .collect();
+    }
+
+    fn end(&mut self) -> Usage {
+        self.free_positions();
+        self.usage.ports_used = self.destinations.values().copied().max().unwrap_or(0);
+        let usage = std::mem::take(&mut self.usage);
+        self.begin();
+        usage
+    }
+
+    fn look(
+        &mut self,
+        settings: &AgentSettings<Address>,
+        holding: &Holding,
+        key: &FlowKey<Address>,
+        bytes: &FlowBytes,
+        now: Ticks,
+    ) -> Result<(), TableError> {
+        let Some(half) = raw::row::<Flow<Address>>(bytes) else { return Ok(()) };
+        let is_outbound = half.kind == FlowKind::Outbound as u8;
+        let outside = outside(key, &half, is_outbound);
+        let is_lost = is_outbound && !holding.contains(&outside);
+        if (is_lost || is_over(&self.flows, key, &half, now)?)
+            && self.remove(key, bytes, &half, is_lost)?
+        {
+            if is_outbound {
+                self.release(settings, key, &half);
+            }
+            self.usage.removed += 1;
+            return Ok(());
+        }
+        if key.side != Side::Egress as u8 {
+            return Ok(());
+        }
+        self.usage.flows += 1;
+        if is_outbound {
+            self.usage.blocks.insert(outside);
+            let destination = (key.target, key.target_port, key.protocol);
+            *self.destinations.entry(destination).or_default() += 1;
+            let fingerprint = fingerprint_of(settings, key, &half);
+            if let Some(words) = self.seen.get_mut(&fingerprint)
+                && let Some(word) = words.get_mut(half.position as usize / 64)
+            {
+                *word |= 1 << (half.position % 64);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes both halves. If the first one has changed since it was judged, a packet came or
+    /// another flow has taken its place, and what was taken out goes back; a flow that has lost
+    /// its address goes even if packets still come.
+    fn remove(
+        &mut self,
+        key: &FlowKey<Address>,
+        judged: &FlowBytes,
+        half: &Flow<Address>,
+        is_lost: bool,
+    ) -> Result<bool, TableError> {
+        let peer_key = Raw(key.peer(half.address, half.port));
+        let Some(taken) = self.flows.take(&Raw(*key))? else { return Ok(false) };
+        let is_same_flow =
+            raw::row::<Flow<Address>>(&taken).is_some_and(|row| row.generation == half.generation);
+        if taken != *judged && !(is_lost && is_same_flow) {
+            self.flows.add(&Raw(*key), &taken)?;
+            return Ok(false);
+        }
+        if let Some(peer) = self.flows.take(&peer_key)?
+            && raw::row::<Flow<Address>>(&peer).is_some_and(|row| row.generation != half.generation)
+        {
+            // The other half belongs to a newer flow.
+            self.flows.add(&peer_key, &peer)?;
+        }
+        Ok(true)
+    }
+
+    fn release(
+        &self,
+        settings: &AgentSettings<Address>,
+        key: &FlowKey<Address>,
+        half: &Flow<Address>,
+    ) {
+        let fingerprint = fingerprint_of(settings, key, half);
+        for (_, row) in watched(&self.positions) {
+            if row.fingerprint.get() == fingerprint {
+                row.release(&self.positions, half.position);
+            }
+        }
+    }
+
+    /// Frees what no flow uses: bits that two passes in a row found set without a flow (programs
+    /// that met an unexpected end leave such), and rows of destinations without any.
+    fn free_positions(&mut self) {
+        let mut doubtful = BTreeMap::new();
+        for (_, row) in watched(&self.positions) {
+            let fingerprint = row.fingerprint.get();
+            let Some(seen) = self.seen.get(&fingerprint) else { continue };
+            let mut left = Box::new([0u64; WORDS]);
+            for (word, bits) in row.words.iter().enumerate() {
+                let unused = bits.get() & !seen[word];
+                let twice = self.doubtful.get(&fingerprint).map_or(0, |last| last[word] & unused);
+                left[word] = unused & !twice;
+                for bit in (0..64).filter(|bit| twice & 1 << bit != 0) {
+                    row.release(&self.positions, word as u32 * 64 + bit);
+                }
+            }
+            self.reopen(row);
+            let is_idle = row.taken() == 0 && seen.iter().all(|word| *word == 0);
+            if is_idle && self.doubtful.contains_key(&fingerprint) {
+                self.positions.clear_bits(&row.fingerprint, u64::MAX);
+            } else {
+                doubtful.insert(fingerprint, left);
+            }
+        }
+        self.doubtful = doubtful;
+    }
+
+    /// Opens words that the summary calls closed although they have free positions: a position was
+    /// given back just while a program closed its word.
+    fn reopen(&self, row: &Positions) {
+        let Some(barred) = self.positions.row(0) else { return };
+        for (word, bits) in row.words.iter().enumerate() {
+            if bits.get() | barred.words[word].get() != u64::MAX {
+                self.positions.clear_bits(&row.summary[word / 64 % SUMMARY], 1 << (word % 64));
+                self.positions.clear_bits(&row.top, 1 << (word / 64));
+            }
+        }
+    }
+}
+
+/// Rows of positions that destinations have.
+fn watched(positions: &PositionsMemory) -> impl Iterator<Item = (u32, &Positions)> {
+    (1..positions.rows())
+        .filter_map(|index| Some((index, positions.row(index)?)))
+        .filter(|(_, row)| row.fingerprint.get() != 0)
+}
+
+/// Whether a flow is over, asking for its other half only where that matters.
+fn is_over(
+    flows: &Flows,
+    key: &FlowKey<Address>,
+    half: &Flow<Address>,
+    now: Ticks,
+) -> Result<bool, TableError> {
+    if !flow::looks_idle(half, now) {
+        return Ok(false);
+    }
+    let peer = flows.get(&Raw(key.peer(half.address, half.port)))?;
+    let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
+    Ok(flow::expired(half, peer.as_ref(), key.protocol, now))
+}
+
+/// The block of the public port that an outbound flow uses.
+fn outside(key: &FlowKey<Address>, half: &Flow<Address>, is_outbound: bool) -> (Address, u16) {
+    let (address, port) = if is_outbound && key.side == Side::Egress as u8 {
+        (half.address, half.port)
+    } else {
+        (key.target, key.target_port)
+    };
+    let port = u16::from_be_bytes(port);
+    (address, port - port % BLOCK_PORTS as u16)
+}
+
+/// What stands for a flow's destination in its row of positions.
+fn fingerprint_of(
+    settings: &AgentSettings<Address>,
+    key: &FlowKey<Address>,
+    half: &Flow<Address>,
+) -> u64 {
+    let egress =
+        if key.side == Side::Egress as u8 { *key } else { key.peer(half.address, half.port) };
+    fingerprint(settings, egress.target, egress.target_port, egress.protocol)
+}
