@@ -185,6 +185,29 @@ pub fn detach_mux(pins: &Pins) -> Result<(), AttachError> {
     remove_link(&pins.link(MUX))
 }
 
+/// Whether both programs of an agent are on `uplink`. Of filters only the qdisc's owner could tell;
+/// they are taken to be there as long as the interface is the one with index `attached_to`.
+pub fn agent_is_attached(
+    pins: &Pins,
+    uplink: &str,
+    way: TcWay,
+    attached_to: u32,
+) -> Result<bool, AttachError> {
+    let device = interface_index(uplink)?;
+    Ok(match way {
+        TcWay::Tcx => [INGRESS, EGRESS]
+            .iter()
+            .all(|program| Site { program, interface: uplink, device }.holds(&pins.link(program))),
+        TcWay::Filter => device == attached_to,
+    })
+}
+
+/// Whether the mux program is on `interface`.
+pub fn mux_is_attached(pins: &Pins, interface: &str) -> Result<bool, AttachError> {
+    let device = interface_index(interface)?;
+    Ok(Site { program: MUX, interface, device }.holds(&pins.link(MUX)))
+}
+
 /// The index of an interface in this thread's network namespace.
 pub fn interface_index(name: &str) -> Result<u32, AttachError> {
     if_nametoindex(name).map_err(|_| AttachError::NoInterface(name.into()))

@@ -1,12 +1,16 @@
 //! One machine: loads and attaches the programs, applies table edits, reports what runs.
 
+pub mod agent;
 pub mod apply;
 pub mod attach;
 pub mod counters;
 pub mod exhaustion;
+pub mod inspect;
 pub mod journal;
 pub mod load;
 pub mod maps;
+pub mod mux;
+pub mod neighbour;
 pub mod pins;
 pub mod raw;
 pub mod source;

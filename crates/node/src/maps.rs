@@ -320,6 +320,11 @@ impl AgentMaps {
     }
 }
 
+/// The flow table on its own.
+pub fn open_flows(pins: &Pins) -> Result<Flows, TableError> {
+    Hash::open(pins, "flows")
+}
+
 /// The table of positions, mapped into memory.
 pub fn open_positions(pins: &Pins) -> Result<PositionsMemory, TableError> {
     let name = "positions";

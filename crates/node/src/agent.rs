@@ -1,0 +1,414 @@
+//! A node: keeps its programs attached, its tables as desired, its flow table swept, and tells
+//! what it runs.
+
+use std::{
+    fs::File,
+    io::Read,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use datapath::{
+    limits::{BLOCK_PORTS, FLOW_ENTRIES_DEFAULT, GUE_OVERHEAD, GUE_PORT},
+    tables::AgentSettings,
+};
+use model::{
+    lease::{Drained, LeaseState, PortRange},
+    objects::Objects,
+    runtime::NodeNetworkStatus,
+    tables::{AgentEdit, AgentTables, agent_tables},
+};
+
+use crate::{
+    apply,
+    attach::{self, Attached, TcWay},
+    exhaustion::{self, Refusals},
+    journal::{self, Journal},
+    load::{self, Loaded},
+    maps::{self, Address, AgentMaps},
+    neighbour,
+    pins::{Pins, Role},
+    raw::{PositionsMemory, Raw},
+    source::{self, Source},
+    stop::Stop,
+    sweep::{self, Holding, Sweep, Usage},
+};
+
+/// How often the loop turns when nothing changes: one step of the sweep each time.
+pub const TURN: Duration = Duration::from_millis(250);
+/// How often the node reports when nothing changes.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How often the attachment is looked after.
+pub const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// TCP connections from before the first attach are left alone this long, unless told otherwise.
+pub const ADOPT_FOR_DEFAULT: Duration = Duration::from_secs(600);
+/// IPv4 and TCP headers without options: MTU minus this is the MSS.
+const HEADERS: u32 = 20 + 20;
+
+/// How an agent runs.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Name of the node, as in the cluster.
+    pub node: String,
+    /// Interface by which packets leave.
+    pub uplink: String,
+    /// Sets pins apart: one for the machine, others for labs.
+    pub scope: String,
+    /// Rows of the flow table; a flow takes two.
+    pub flow_entries: u32,
+    /// How long TCP connections from before the first attach are left alone.
+    pub adopt_for: Duration,
+    /// GUE destination port.
+    pub gue_port: u16,
+    /// Largest MSS of SYNs that leave; nothing: by the uplink's MTU, so that answers can be wrapped.
+    pub mss_max: Option<u16>,
+    /// How to attach; nothing: the best that the kernel has.
+    pub way: Option<TcWay>,
+}
+
+impl AgentConfig {
+    /// The usual, for `node` with `uplink`.
+    pub fn new(scope: &str, node: &str, uplink: &str) -> AgentConfig {
+        AgentConfig {
+            node: node.into(),
+            uplink: uplink.into(),
+            scope: scope.into(),
+            flow_entries: FLOW_ENTRIES_DEFAULT,
+            adopt_for: ADOPT_FOR_DEFAULT,
+            gue_port: GUE_PORT,
+            mss_max: None,
+            way: None,
+        }
+    }
+
+    /// Where its objects are pinned.
+    pub fn pins(&self) -> Pins {
+        Pins::new(&self.scope, &self.node, Role::Agent)
+    }
+
+    fn way(&self) -> TcWay {
+        self.way.unwrap_or_else(TcWay::of_this_kernel)
+    }
+}
+
+/// Takes the programs off and forgets everything. Flows that were translated end.
+pub fn uninstall(config: &AgentConfig) -> Result<()> {
+    let pins = config.pins();
+    if pins.exist() {
+        // A running agent would put them back.
+        let _lock = pins.lock()?;
+        attach::detach_agent(&pins, &config.uplink)?;
+        pins.remove()?;
+    }
+    Ok(())
+}
+
+/// Runs the node's part until `stop`. The programs stay attached after that and go on with the
+/// tables as they are.
+pub fn run_agent(source: &mut dyn Source, config: &AgentConfig, stop: &Stop) -> Result<()> {
+    let mut agent = Agent::start(config)?;
+    let mut complaint = Journal::default();
+    let mut objects = Objects::default();
+    let mut is_stale = true;
+    let (mut looked, mut reported) = (Instant::now(), None::<Instant>);
+    while !stop.is_set() {
+        let mut outcome = Ok(());
+        if is_stale {
+            outcome = source.objects().and_then(|fresh| {
+                objects = fresh;
+                agent.follow(&objects, stop)
+            });
+            is_stale = outcome.is_err();
+        }
+        if looked.elapsed() >= LOOK_AFTER {
+            looked = Instant::now();
+            outcome = outcome.and_then(|()| agent.look_after());
+        }
+        outcome = outcome.and_then(|()| agent.sweep(&objects));
+        let is_due = reported.is_none_or(|last| last.elapsed() >= HEARTBEAT);
+        if let Some(status) = agent.status()
+            // Every report wakes whoever watches, ourselves too.
+            && (is_due || !agent.has_said(&status))
+        {
+            outcome = outcome.and_then(|()| agent.report(source, status));
+            reported = Some(Instant::now());
+        }
+        match outcome {
+            Ok(()) => complaint.well(),
+            Err(problem) => complaint.wrong(format!("{problem:#}")),
+        }
+        match source.wait(TURN) {
+            Ok(has_changed) => is_stale |= has_changed,
+            Err(problem) => {
+                complaint.wrong(format!("{problem:#}"));
+                std::thread::sleep(TURN);
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Agent<'a> {
+    config: &'a AgentConfig,
+    loaded: Loaded,
+    maps: AgentMaps,
+    positions: PositionsMemory,
+    /// What the tables hold.
+    present: AgentTables,
+    settings: AgentSettings<Address>,
+    /// Index of the interface that the programs are on.
+    attached_to: Option<u32>,
+    sweep: Sweep,
+    holding: Holding,
+    usage: Usage,
+    drained: Vec<Drained>,
+    said: Option<NodeNetworkStatus>,
+    refusals: Refusals,
+    answers: bool,
+}
+
+impl<'a> Agent<'a> {
+    fn start(config: &'a AgentConfig) -> Result<Agent<'a>> {
+        attach::interface_index(&config.uplink)?;
+        let sizes = [("flows", config.flow_entries)];
+        let loaded = load::load(config.pins(), Role::Agent, &sizes)?;
+        let maps = AgentMaps::open(&loaded.pins)?;
+        let positions = maps::open_positions(&loaded.pins)?;
+        let settings = maps.settings.get(0)?.0;
+        // Without a seed nobody has ever filled these tables.
+        let is_first = settings.seed == [0; 2];
+        if is_first {
+            apply::bar_all(&positions);
+        }
+        let present = apply::read_agent(&maps, &positions)?;
+        let sweep =
+            Sweep::new(maps::open_flows(&loaded.pins)?, maps::open_positions(&loaded.pins)?);
+        let mut agent = Agent {
+            config,
+            maps,
+            positions,
+            settings,
+            attached_to: None,
+            sweep,
+            holding: holding_of(&present),
+            present,
+            usage: Usage::default(),
+            drained: Vec::new(),
+            said: None,
+            refusals: Refusals::default(),
+            answers: false,
+            loaded,
+        };
+        if !is_first {
+            // The tables are as good as when the last agent left them: put the new programs to
+            // work before anything else.
+            agent.attach()?;
+        }
+        Ok(agent)
+    }
+
+    /// Makes the tables what the objects say, and attaches the programs when they are filled for
+    /// the first time.
+    fn follow(&mut self, objects: &Objects, stop: &Stop) -> Result<()> {
+        let desired = agent_tables(objects, &self.config.node, &self.present)?;
+        let edits = desired.edits(&self.present);
+        let moves_blocks =
+            edits.iter().any(|edit| matches!(edit, AgentEdit::Block(..) | AgentEdit::Frontend(..)));
+        if moves_blocks {
+            // Flows of both the old and the new holding are in order while it changes.
+            self.holding.extend(holding_of(&desired));
+        }
+        // What the programs must know before the first packet.
+        if self.settings.seed == [0; 2] {
+            self.write_settings(&desired, self.present.epoch)?;
+        }
+        for edit in &edits {
+            apply::edit_agent(&mut self.maps, &self.positions, edit)
+                .with_context(|| format!("cannot apply {edit:?}"))?;
+            self.present.apply(edit);
+        }
+        self.write_settings(&desired, desired.epoch)?;
+        self.present.epoch = desired.epoch;
+        self.present.node = desired.node;
+        self.present.flags = desired.flags;
+        if moves_blocks {
+            self.holding = holding_of(&self.present);
+            self.drained.clear();
+            self.sweep.restart();
+        }
+        if self.attached_to.is_none() {
+            self.attach()?;
+        }
+        if !self.answers {
+            let ring = maps::open_notices(&self.loaded.pins)?;
+            let node = Ipv4Addr::from(self.settings.node);
+            exhaustion::start(ring, node, self.refusals.clone(), stop.clone())
+                .context("cannot answer clients that find no port")?;
+            self.answers = true;
+        }
+        Ok(())
+    }
+
+    fn write_settings(&mut self, desired: &AgentTables, epoch: u32) -> Result<()> {
+        let mut settings = AgentSettings {
+            node: desired.node,
+            gue_port: self.config.gue_port,
+            mss_max: self.mss_max()?,
+            flags: desired.flags,
+            epoch,
+            ..self.settings
+        };
+        if settings.seed == [0; 2] {
+            settings.seed = random_seed().context("cannot read /dev/urandom")?;
+            let adopt = u64::try_from(self.config.adopt_for.as_nanos()).unwrap_or(u64::MAX);
+            settings.adopt_until = sweep::clock().saturating_add(adopt);
+        }
+        if settings != self.settings {
+            self.maps.settings.set(0, &Raw(settings))?;
+            self.settings = settings;
+        }
+        Ok(())
+    }
+
+    /// The largest segment whose wrapped packet still fits the uplink.
+    fn mss_max(&self) -> Result<u16> {
+        if let Some(mss_max) = self.config.mss_max {
+            return Ok(mss_max);
+        }
+        let mtu = neighbour::interface(&self.config.uplink)?.mtu;
+        let room = mtu.saturating_sub(u32::from(GUE_OVERHEAD) + HEADERS);
+        Ok(u16::try_from(room).unwrap_or(u16::MAX))
+    }
+
+    fn attach(&mut self) -> Result<()> {
+        let (config, pins) = (self.config, &self.loaded.pins);
+        let attached =
+            attach::attach_agent(&mut self.loaded.ebpf, pins, &config.uplink, config.way())?;
+        let what = match attached {
+            Attached::New => "attached to",
+            Attached::Replaced => "replaced on",
+        };
+        journal::info(format!("{}: programs {what} {}", config.node, config.uplink));
+        self.attached_to = Some(attach::interface_index(&config.uplink)?);
+        Ok(())
+    }
+
+    /// Puts the programs back where somebody has taken them off, or the interface was made anew.
+    fn look_after(&mut self) -> Result<()> {
+        let config = self.config;
+        let Some(device) = self.attached_to else { return Ok(()) };
+        if !attach::agent_is_attached(&self.loaded.pins, &config.uplink, config.way(), device)? {
+            journal::warn(format!("{}: the programs are gone from {}", config.node, config.uplink));
+            self.attach()?;
+        }
+        Ok(())
+    }
+
+    /// One step of the sweep.
+    fn sweep(&mut self, objects: &Objects) -> Result<()> {
+        if self.settings.seed == [0; 2] {
+            return Ok(());
+        }
+        if let Some(usage) = self.sweep.step(&self.settings, &self.holding)? {
+            self.usage = usage;
+            self.drained = self.drained(objects);
+        }
+        Ok(())
+    }
+
+    /// Parts of draining leases on which the last pass has found no flow.
+    fn drained(&self, objects: &Objects) -> Vec<Drained> {
+        let Some(network) = objects.node_networks.get(&self.config.node) else { return Vec::new() };
+        let draining = network.spec.leases.iter().filter(|lease| {
+            lease.state == LeaseState::Draining && lease.epoch <= self.settings.epoch
+        });
+        draining
+            .flat_map(|lease| {
+                let address = lease.range.address.octets();
+                let free = lease
+                    .range
+                    .blocks()
+                    .filter(move |start| !self.usage.blocks.contains(&(address, *start)));
+                runs(lease.range.address, free)
+                    .into_iter()
+                    .map(|range| Drained { range, epoch: lease.epoch })
+            })
+            .collect()
+    }
+
+    /// What to report; nothing before the programs are attached.
+    fn status(&self) -> Option<NodeNetworkStatus> {
+        self.attached_to.map(|_| NodeNetworkStatus {
+            applied_epoch: self.settings.epoch,
+            heartbeat: source::now(),
+            drained: self.drained.clone(),
+            used_ports: self.usage.ports_used,
+        })
+    }
+
+    /// Whether the last report says the same, but for the time.
+    fn has_said(&self, status: &NodeNetworkStatus) -> bool {
+        self.said.as_ref().is_some_and(|said| {
+            *status == NodeNetworkStatus { heartbeat: status.heartbeat, ..said.clone() }
+        })
+    }
+
+    fn report(&mut self, source: &mut dyn Source, status: NodeNetworkStatus) -> Result<()> {
+        source.report_node(&self.config.node, &status).context("cannot report")?;
+        self.said = Some(status);
+        let refused = self.refusals.take();
+        if !refused.is_empty() {
+            source.report_exhausted(&self.config.node, &refused).context("cannot report")?;
+        }
+        Ok(())
+    }
+}
+
+fn holding_of(tables: &AgentTables) -> Holding {
+    tables
+        .blocks
+        .values()
+        .filter_map(|block| Some((*tables.frontends.get(&block.frontend.into())?, block.start)))
+        .collect()
+}
+
+/// Blocks that follow each other, as ranges.
+fn runs(address: Ipv4Addr, blocks: impl Iterator<Item = u16>) -> Vec<PortRange> {
+    let mut ranges: Vec<PortRange> = Vec::new();
+    for start in blocks {
+        match ranges.last_mut() {
+            Some(last) if last.end() == u32::from(start) => last.length += BLOCK_PORTS as u16,
+            _ => ranges.push(PortRange { address, start, length: BLOCK_PORTS as u16 }),
+        }
+    }
+    ranges
+}
+
+fn random_seed() -> std::io::Result<[u64; 2]> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let (low, high) = bytes.split_at(8);
+    let word = |half: &[u8]| half.iter().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+    // Zero means that there is no seed yet.
+    Ok([word(low) | 1, word(high)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_that_follow_each_other_are_one_range() {
+        let address = Ipv4Addr::new(203, 0, 113, 10);
+        let range = |start, length| PortRange { address, start, length };
+        let found = runs(address, [1024, 1032, 1048].into_iter());
+        assert_eq!(found, [range(1024, 16), range(1048, 8)]);
+    }
+
+    #[test]
+    fn a_seed_is_never_nothing() {
+        assert_ne!(random_seed().unwrap()[0], 0);
+        assert_ne!(random_seed().unwrap(), random_seed().unwrap());
+    }
+}
