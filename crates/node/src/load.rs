@@ -236,14 +236,13 @@ fn load_programs(
         let next = pins.program(&format!("{name}_next"));
         let _ = std::fs::remove_file(&next);
         let outcome = match <&mut SchedClassifier>::try_from(&mut *program) {
-            Ok(classifier) => classifier
-                .load()
+            Ok(classifier) => patiently(|| classifier.load())
                 .map_err(explain(name))
                 .and_then(|()| pin(name, classifier.pin(&next))),
             Err(_) => match <&mut Xdp>::try_from(program) {
-                Ok(xdp) => {
-                    xdp.load().map_err(explain(name)).and_then(|()| pin(name, xdp.pin(&next)))
-                }
+                Ok(xdp) => patiently(|| xdp.load())
+                    .map_err(explain(name))
+                    .and_then(|()| pin(name, xdp.pin(&next))),
                 Err(error) => Err(explain(name)(error)),
             },
         };
@@ -251,6 +250,19 @@ fn load_programs(
         rename(&next, &pins.program(name))?;
     }
     Ok(ebpf)
+}
+
+/// The verifier gives up when a signal comes for its thread; then it must be asked again.
+fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const TRIES: u32 = 5;
+    for _ in 1..TRIES {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            outcome => return outcome,
+        }
+    }
+    load()
 }
 
 fn pin(program: &str, outcome: Result<(), aya::pin::PinError>) -> Result<(), LoadError> {

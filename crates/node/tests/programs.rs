@@ -15,12 +15,14 @@ use aya::programs::{
     SchedClassifier, TcAttachType,
     tc::{NlOptions, TcAttachOptions},
 };
+use datapath::tables::MuxSettings;
 use node::{
     attach::{self, AttachError, Attached, TcWay, XdpWay},
     counters,
     load::{self, LoadError, Loaded},
     maps::{AgentMaps, MuxMaps},
     pins::{Pins, PinsError, Role},
+    raw::Raw,
 };
 use wire::{UPLINK, Wire};
 
@@ -259,6 +261,13 @@ fn a_mux_program_stays_is_replaced_and_goes() {
             assert_eq!(outcome.unwrap(), (expected, XdpWay::Native));
         }
     });
+    // It takes frames for itself only.
+    let settings = MuxSettings {
+        address: wire::HERE.octets(),
+        mac: [2, 0, 0, 0, 0, 1],
+        ..MuxSettings::default()
+    };
+    MuxMaps::open(&scope.0).unwrap().settings.set(0, &Raw(settings)).unwrap();
     // Native XDP runs when the kernel polls the receiving end, a moment after the sender's call.
     wire.send(7);
     eventually("all are counted", || scope.mux_packets() == 7);
