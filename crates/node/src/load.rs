@@ -22,6 +22,10 @@ pub static AGENT_OBJECT: &[u8] =
 pub static MUX_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf/bpfel-unknown-none/release/mux"));
 
+/// Programs for the lab's network, no part of the product: `pass` (XDP) and `rehash` (TC).
+pub static LAB_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf/bpfel-unknown-none/release/lab"));
+
 /// Oldest kernel that has what the programs use.
 pub const KERNEL_MIN: (u32, u32) = (6, 1);
 
