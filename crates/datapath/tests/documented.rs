@@ -1,0 +1,45 @@
+//! Every counter has its line in docs/operating.md, every limit its line in docs/limits.md.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use datapath::{Drop, Event, Pass};
+
+/// The first cell of each table row of a document, without back-quotes.
+fn first_cells(document: &str) -> BTreeSet<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(document);
+    fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter_map(|line| line.split_once(" |"))
+        .flat_map(|(cell, _)| cell.split(", "))
+        .map(|name| name.trim_matches('`').to_owned())
+        .collect()
+}
+
+#[test]
+fn every_counter_is_documented_and_nothing_else_is() {
+    let names: BTreeSet<String> = Pass::ALL
+        .iter()
+        .map(|pass| pass.name())
+        .chain(Drop::ALL.iter().map(|drop| drop.name()))
+        .chain(Event::ALL.iter().map(|event| event.name()))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(first_cells("operating.md"), names);
+}
+
+#[test]
+fn every_limit_of_the_tables_is_documented() {
+    let source = include_str!("../src/lib.rs");
+    let documented = first_cells("limits.md");
+    let limits = source
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("pub const "))
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, _)| name)
+        .filter(|name| name.ends_with("_MAX") || name.ends_with("_ROWS"));
+    for limit in limits {
+        assert!(documented.contains(limit), "{limit} is missing in docs/limits.md");
+    }
+}
