@@ -9,6 +9,9 @@ mod echo;
 mod lab;
 mod lab_host;
 mod lab_view;
+mod plan;
+mod plan_read;
+mod plan_table;
 mod print;
 
 /// LoadBalancer Services and explainable egress SNAT for any Kubernetes cluster on Linux.
@@ -22,6 +25,7 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Command {
     Lab(lab::Arguments),
+    Plan(plan::Arguments),
     Echo(echo::Arguments),
     #[command(hide = true)]
     LabHost(lab_host::Arguments),
@@ -30,6 +34,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match CommandLine::parse().command {
         Command::Lab(arguments) => lab::run(arguments),
+        Command::Plan(arguments) => plan::run(arguments),
         Command::Echo(arguments) => echo::run(arguments),
         Command::LabHost(arguments) => lab_host::run(arguments),
     };

@@ -102,21 +102,25 @@ pub(super) fn reconcile(
     state: &mut State,
     config: &ProviderConfig,
     cluster: &ClusterNetwork,
-    nodes: &[Node],
+    input: &PlanInput,
     before: Option<&ClusterPlan>,
     step: &mut Plan,
 ) -> ClusterPlan {
+    let nodes = &input.nodes;
+    if let Some(why) = &input.cluster_unreadable {
+        refuse(step, cluster, why);
+    }
     let was = outbound_type_before(state, config, before);
     let wanted = cluster.spec.outbound_type;
-    let refused_before = step.refused.len();
+    let was_refused = step.refused.iter().any(|line| line.starts_with(&subject(cluster)));
     match aks_profile::check(state, config, cluster, nodes, &mut step.warnings) {
+        _ if was_refused => {}
         Err(Refusal(why)) => refuse(step, cluster, &why),
-        Ok(()) if step.refused.len() == refused_before => {
+        Ok(()) => {
             let lost = addresses_in_use(state);
             set_egress(state, config, cluster, nodes);
             note_type_change(state, was, wanted, &lost, cluster, step);
         }
-        Ok(()) => {}
     }
     let is_refused = step.refused.iter().any(|line| line.starts_with(&subject(cluster)));
     let events = if is_refused {

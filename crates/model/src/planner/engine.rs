@@ -93,7 +93,7 @@ impl Planner {
                 &mut planner.state,
                 &planner.config,
                 cluster,
-                &input.nodes,
+                &input,
                 before,
                 &mut step,
             );

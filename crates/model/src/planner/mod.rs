@@ -31,6 +31,7 @@ pub mod annotations;
 pub mod backends;
 pub mod changes;
 pub mod config;
+pub mod defaults;
 mod engine;
 pub mod frontends;
 pub mod intent;
@@ -61,7 +62,7 @@ pub use engine::{Planner, plan};
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 
 /// What a plan is made from.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct PlanInput {
     /// What exists.
     pub resources: Resources,
@@ -75,6 +76,9 @@ pub struct PlanInput {
     pub given: GivenConfig,
     /// The cluster's own settings; none: the provider is played alone.
     pub cluster: Option<ClusterNetwork>,
+    /// Why the cluster's own settings could not be read: then egress stays as it is, and only the
+    /// SKU of `cluster` counts.
+    pub cluster_unreadable: Option<String>,
     /// How the cluster was before, if an earlier plan says so.
     pub cluster_before: Option<ClusterPlan>,
     /// Services, in order of input.
