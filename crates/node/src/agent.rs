@@ -124,6 +124,7 @@ pub fn run_agent(source: &mut dyn Source, config: &AgentConfig, stop: &Stop) -> 
         if looked.elapsed() >= LOOK_AFTER {
             looked = Instant::now();
             outcome = outcome.and_then(|()| agent.look_after());
+            outcome = outcome.and_then(|()| agent.report_exhausted(source));
         }
         outcome = outcome.and_then(|()| agent.sweep(&objects));
         let is_due = reported.is_none_or(|last| last.elapsed() >= HEARTBEAT);
@@ -357,11 +358,15 @@ impl<'a> Agent<'a> {
     fn report(&mut self, source: &mut dyn Source, status: NodeNetworkStatus) -> Result<()> {
         source.report_node(&self.config.node, &status).context("cannot report")?;
         self.said = Some(status);
-        let refused = self.refusals.take();
-        if !refused.is_empty() {
-            source.report_exhausted(&self.config.node, &refused).context("cannot report")?;
-        }
         Ok(())
+    }
+
+    fn report_exhausted(&mut self, source: &mut dyn Source) -> Result<()> {
+        let refused = self.refusals.take();
+        if refused.is_empty() {
+            return Ok(());
+        }
+        source.report_exhausted(&self.config.node, &refused).context("cannot report")
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     counters::{self, Counters},
     maps::{self, Address, AgentMaps, MuxMaps, TableError},
     pins::{Pins, Role},
-    raw::{self, PositionsMemory, Raw},
+    raw::{self, Raw},
     sweep,
 };
 
@@ -79,7 +79,6 @@ pub struct ProgramView {
 pub struct AgentView {
     pins: Pins,
     maps: AgentMaps,
-    positions: PositionsMemory,
 }
 
 impl AgentView {
@@ -87,8 +86,7 @@ impl AgentView {
     pub fn open(scope: &str, node: &str) -> Result<AgentView, InspectError> {
         let pins = here(scope, node, Role::Agent)?;
         let maps = AgentMaps::open(&pins)?;
-        let positions = maps::open_positions(&pins)?;
-        Ok(AgentView { pins, maps, positions })
+        Ok(AgentView { pins, maps })
     }
 
     /// Its settings; nothing before they are first written.
@@ -99,7 +97,7 @@ impl AgentView {
 
     /// What its tables hold.
     pub fn tables(&self) -> Result<AgentTables, InspectError> {
-        Ok(apply::read_agent(&self.maps, &self.positions)?)
+        Ok(apply::read_agent(&self.maps, &maps::open_positions(&self.pins)?)?)
     }
 
     /// Its counters.

@@ -1,6 +1,7 @@
 //! Two network namespaces with a cable between them, for tests that need a real kernel.
 //!
 //! Needs root; without it, making the namespaces fails and so does the test.
+#![allow(dead_code, reason = "every test file uses a part of it")]
 
 use std::{
     fs::File,

@@ -1,0 +1,435 @@
+//! Agent and mux at work between two namespaces, with desired state that the test writes.
+
+mod wire;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    process,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use datapath::protocol;
+use model::{
+    decide::{Method, Protocol},
+    lease::{Lease, LeaseState, PortRange},
+    objects::Objects,
+    runtime::{
+        MuxNetwork, MuxNetworkStatus, NodeNetwork, NodeNetworkStatus, NodeOutbound, fingerprint,
+    },
+};
+use node::{
+    agent::{self, AgentConfig, run_agent},
+    counters::Kind,
+    inspect::{AgentView, MuxView},
+    load,
+    mux::{self, MuxConfig, run_mux},
+    source::{Exhausted, Source},
+    stop::Stop,
+};
+use wire::{HERE, THERE, UPLINK, Wire};
+
+const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 4);
+const NODE: &str = "node1.example.com";
+const MUX: &str = "mux1";
+const FIRST_PORT: u16 = 2048;
+
+/// What the test wants, and what it is told.
+#[derive(Clone, Default)]
+struct Cluster(Arc<Mutex<Told>>);
+
+#[derive(Default)]
+struct Told {
+    objects: Objects,
+    has_changed: bool,
+    node: Option<NodeNetworkStatus>,
+    mux: Vec<MuxNetworkStatus>,
+    exhausted: Vec<Exhausted>,
+}
+
+impl Cluster {
+    fn change(&self, change: impl FnOnce(&mut Objects)) {
+        let mut told = self.0.lock().unwrap();
+        change(&mut told.objects);
+        told.has_changed = true;
+    }
+
+    fn applied_epoch(&self) -> Option<u32> {
+        self.0.lock().unwrap().node.as_ref().map(|status| status.applied_epoch)
+    }
+}
+
+impl Source for Cluster {
+    fn objects(&mut self) -> anyhow::Result<Objects> {
+        let mut told = self.0.lock().unwrap();
+        told.has_changed = false;
+        Ok(told.objects.clone())
+    }
+
+    fn wait(&mut self, timeout: Duration) -> anyhow::Result<bool> {
+        let deadline = Instant::now() + timeout;
+        while Instant::now() < deadline {
+            if self.0.lock().unwrap().has_changed {
+                return Ok(true);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(false)
+    }
+
+    fn report_node(&mut self, node: &str, status: &NodeNetworkStatus) -> anyhow::Result<()> {
+        assert_eq!(node, NODE);
+        self.0.lock().unwrap().node = Some(status.clone());
+        Ok(())
+    }
+
+    fn report_mux(&mut self, mux: &str, status: &MuxNetworkStatus) -> anyhow::Result<()> {
+        assert_eq!(mux, MUX);
+        self.0.lock().unwrap().mux.push(status.clone());
+        Ok(())
+    }
+
+    fn report_exhausted(&mut self, _node: &str, found: &[Exhausted]) -> anyhow::Result<()> {
+        self.0.lock().unwrap().exhausted.extend(found);
+        Ok(())
+    }
+}
+
+/// A node with `ports` ports of the VIP, under order `epoch`.
+fn node_with(epoch: u32, ports: u16, state: LeaseState) -> NodeNetwork {
+    let mut network = NodeNetwork::default();
+    network.metadata.name = NODE.into();
+    network.spec.epoch = epoch;
+    network.spec.address = Some(HERE);
+    network.spec.leases = vec![Lease {
+        range: PortRange { address: VIP, start: FIRST_PORT, length: ports },
+        epoch,
+        state,
+        drain_until: None,
+    }];
+    network.spec.outbound = Protocol::ALL
+        .map(|protocol| NodeOutbound {
+            protocol,
+            method: Method::OutboundRule,
+            addresses: vec![VIP],
+            idle_timeout_in_minutes: 4,
+            enable_tcp_reset: false,
+        })
+        .into();
+    network
+}
+
+fn agent_config(test: &str) -> AgentConfig {
+    let scope = format!("test-{}-{test}", process::id());
+    AgentConfig { flow_entries: 4096, ..AgentConfig::new(&scope, NODE, UPLINK) }
+}
+
+/// A role that runs in a thread of its own and is ended, not uninstalled, when dropped.
+struct Running {
+    stop: Stop,
+    thread: Option<thread::JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Running {
+    fn start(
+        wire: &Wire,
+        role: impl FnOnce(&Stop) -> anyhow::Result<()> + Send + 'static,
+    ) -> Running {
+        let stop = Stop::new();
+        let flag = stop.clone();
+        let namespace = wire.namespace();
+        let thread = thread::spawn(move || {
+            wire::enter(namespace.as_ref());
+            role(&flag)
+        });
+        Running { stop, thread: Some(thread) }
+    }
+
+    fn end(mut self) {
+        self.stop.set();
+        self.thread.take().unwrap().join().unwrap().unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.set();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Uninstall<'a>(&'a Wire, AgentConfig);
+
+impl Drop for Uninstall<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.here(|| agent::uninstall(&self.1));
+    }
+}
+
+fn start_agent(wire: &Wire, cluster: &Cluster, config: &AgentConfig) -> Running {
+    let (mut cluster, config) = (cluster.clone(), config.clone());
+    Running::start(wire, move |stop| run_agent(&mut cluster, &config, stop))
+}
+
+/// The Internet: sees who sends.
+fn internet(wire: &Wire) -> UdpSocket {
+    wire.there(|| {
+        wire::run(&format!("ip address add {REMOTE}/32 dev lo"));
+        // Sources come from a path that the way back does not take.
+        for scope in ["all", UPLINK] {
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/{scope}/rp_filter"), "0").unwrap();
+        }
+    });
+    wire.here(|| wire::run(&format!("ip route add default via {THERE}")));
+    wire.there(|| {
+        let socket = UdpSocket::bind((REMOTE, 7)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        socket
+    })
+}
+
+fn seen_from(internet: &UdpSocket) -> Option<SocketAddrV4> {
+    match internet.recv_from(&mut [0; 64]) {
+        Ok((_, std::net::SocketAddr::V4(from))) => Some(from),
+        _ => None,
+    }
+}
+
+fn client(wire: &Wire) -> UdpSocket {
+    wire.here(|| {
+        let socket = UdpSocket::bind((HERE, 0)).unwrap();
+        socket.connect((REMOTE, 7)).unwrap();
+        socket
+    })
+}
+
+fn holds(from: Option<SocketAddrV4>, ports: u16) -> bool {
+    from.is_some_and(|from| {
+        *from.ip() == VIP && (FIRST_PORT..FIRST_PORT + ports).contains(&from.port())
+    })
+}
+
+#[test]
+fn a_node_leaves_by_its_lease_and_keeps_its_flows_over_a_restart() {
+    let wire = Wire::new("lease");
+    let config = agent_config("lease");
+    let _uninstall = Uninstall(&wire, config.clone());
+    let cluster = Cluster::default();
+    let internet = internet(&wire);
+    let client = client(&wire);
+
+    let agent = start_agent(&wire, &cluster, &config);
+    // Nothing is known yet: packets leave as before.
+    client.send(b"1").unwrap();
+    assert_eq!(seen_from(&internet).map(|from| *from.ip()), Some(HERE));
+    cluster.change(|objects| {
+        objects.node_networks.insert(NODE.into(), node_with(1, 64, LeaseState::Usable));
+    });
+    eventually("the order is applied", || cluster.applied_epoch() == Some(1));
+    client.send(b"2").unwrap();
+    let first = seen_from(&internet);
+    assert!(holds(first, 64), "{first:?}");
+
+    agent.end();
+    client.send(b"3").unwrap();
+    assert_eq!(seen_from(&internet), first, "with nobody running");
+    let settings = AgentView::open(&config.scope, NODE).unwrap().settings().unwrap().unwrap();
+    let _agent = start_agent(&wire, &cluster, &config);
+    cluster.change(|objects| {
+        objects.node_networks.insert(NODE.into(), node_with(2, 64, LeaseState::Usable));
+    });
+    eventually("the next order is applied", || cluster.applied_epoch() == Some(2));
+    client.send(b"4").unwrap();
+    assert_eq!(seen_from(&internet), first, "after a restart");
+    let view = AgentView::open(&config.scope, NODE).unwrap();
+    let after = view.settings().unwrap().unwrap();
+    assert_eq!((after.seed, after.adopt_until), (settings.seed, settings.adopt_until));
+
+    let remote = SocketAddrV4::new(REMOTE, 7);
+    let flows = view.flows_to(protocol::UDP, remote).unwrap();
+    assert_eq!(flows.len(), 1);
+    assert_eq!(Some(flows[0].outside), first);
+    assert_eq!(Some(std::net::SocketAddr::V4(flows[0].inside)), client.local_addr().ok());
+    assert_eq!(view.ports_in_use(VIP, protocol::UDP, remote).unwrap(), 1);
+    let programs = wire.here(|| view.programs(UPLINK));
+    assert!(programs.iter().all(|program| program.is_attached), "{programs:?}");
+}
+
+#[test]
+fn a_client_without_a_port_is_told_at_once_and_the_controller_too() {
+    let wire = Wire::new("full");
+    let config = agent_config("full");
+    let _uninstall = Uninstall(&wire, config.clone());
+    let cluster = Cluster::default();
+    let internet = internet(&wire);
+    cluster.change(|objects| {
+        objects.node_networks.insert(NODE.into(), node_with(1, 8, LeaseState::Usable));
+    });
+    let _agent = start_agent(&wire, &cluster, &config);
+    eventually("the order is applied", || cluster.applied_epoch() == Some(1));
+    let clients: Vec<UdpSocket> = (0..9).map(|_| client(&wire)).collect();
+    let mut ports = BTreeMap::new();
+    for client in &clients[..8] {
+        client.send(b"in").unwrap();
+        let from = seen_from(&internet);
+        assert!(holds(from, 8), "{from:?}");
+        ports.insert(from, ());
+    }
+    assert_eq!(ports.len(), 8, "every port of the lease is used, none twice");
+    // Before the ninth is refused, the sender may or may not be told within the call itself.
+    let refused = clients[8].send(b"out").and_then(|_| {
+        clients[8].set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        clients[8].recv(&mut [0; 8])
+    });
+    let error = refused.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::HostUnreachable, "{error}");
+    eventually("the controller hears of it", || {
+        cluster
+            .0
+            .lock()
+            .unwrap()
+            .exhausted
+            .iter()
+            .any(|found| (found.target, found.port, found.protocol) == (REMOTE, 7, protocol::UDP))
+    });
+    let status = cluster.0.lock().unwrap().node.clone().unwrap();
+    assert_eq!(status.used_ports, 8);
+}
+
+#[test]
+fn a_range_is_drained_when_its_last_flow_is_gone_and_lost_flows_end() {
+    let wire = Wire::new("drain");
+    let config = agent_config("drain");
+    let _uninstall = Uninstall(&wire, config.clone());
+    let cluster = Cluster::default();
+    let internet = internet(&wire);
+    let client = client(&wire);
+    cluster.change(|objects| {
+        objects.node_networks.insert(NODE.into(), node_with(1, 64, LeaseState::Usable));
+    });
+    let _agent = start_agent(&wire, &cluster, &config);
+    eventually("the order is applied", || cluster.applied_epoch() == Some(1));
+    client.send(b"1").unwrap();
+    let from = seen_from(&internet).unwrap();
+    cluster.change(|objects| {
+        objects.node_networks.insert(NODE.into(), node_with(2, 64, LeaseState::Draining));
+    });
+    let drained = || {
+        let told = cluster.0.lock().unwrap();
+        let drained = &told.node.as_ref().unwrap().drained;
+        drained.iter().map(|part| u32::from(part.range.length)).sum::<u32>()
+    };
+    eventually("all but the flow's block are drained", || drained() == 56);
+    client.send(b"2").unwrap();
+    assert_eq!(seen_from(&internet), Some(from), "a draining range serves the flows that it has");
+    // The address goes: its flows go with it.
+    cluster.change(|objects| {
+        let mut node = node_with(3, 64, LeaseState::Draining);
+        node.spec.leases.clear();
+        objects.node_networks.insert(NODE.into(), node);
+    });
+    let view = AgentView::open(&config.scope, NODE).unwrap();
+    eventually("no flow is left", || view.flows().unwrap().is_empty());
+}
+
+#[test]
+fn programs_that_were_taken_off_are_put_back() {
+    let wire = Wire::new("back");
+    let config = agent_config("back");
+    let _uninstall = Uninstall(&wire, config.clone());
+    let cluster = Cluster::default();
+    let _internet = internet(&wire);
+    cluster.change(|objects| {
+        objects.node_networks.insert(NODE.into(), node_with(1, 8, LeaseState::Usable));
+    });
+    let _agent = start_agent(&wire, &cluster, &config);
+    eventually("the order is applied", || cluster.applied_epoch() == Some(1));
+    let view = AgentView::open(&config.scope, NODE).unwrap();
+    let attached = || wire.here(|| view.programs(UPLINK).iter().all(|found| found.is_attached));
+    assert!(attached());
+    wire.here(|| node::attach::detach_agent(&config.pins(), UPLINK).unwrap());
+    assert!(!attached());
+    eventually("they are back", attached);
+}
+
+#[test]
+fn a_mux_wraps_replies_for_the_node_that_holds_the_port() {
+    let wire = Wire::new("wrap");
+    let scope = format!("test-{}-wrap", process::id());
+    let config = MuxConfig { uninstall: true, ..MuxConfig::new(&scope, MUX, UPLINK, 7) };
+    let cluster = Cluster::default();
+    cluster.change(|objects| {
+        // The neighbour is router and node at once.
+        let mut node = node_with(1, 64, LeaseState::Usable);
+        node.spec.address = Some(THERE);
+        node.spec.instance_public_ip = Some(VIP);
+        objects.node_networks.insert(NODE.into(), node);
+        let mut mux = MuxNetwork::default();
+        mux.metadata.name = MUX.into();
+        mux.spec.address = Some(HERE);
+        mux.spec.gateway = Some(THERE);
+        mux.spec.epoch = 1;
+        mux.spec.fingerprint = fingerprint(objects.node_networks.values());
+        objects.mux_networks.insert(MUX.into(), mux);
+    });
+    // What a mux sends back by XDP arrives on a veth only where the other end has a program too.
+    let mut stub = aya::Ebpf::load(load::LAB_OBJECT).unwrap();
+    let pass: &mut aya::programs::Xdp = stub.program_mut("pass").unwrap().try_into().unwrap();
+    pass.load().unwrap();
+    let wrapped = wire.there(|| {
+        pass.attach(UPLINK, aya::programs::XdpMode::Driver).unwrap();
+        wire::run(&format!("ip route add {VIP}/32 via {HERE}"));
+        let socket = UdpSocket::bind((THERE, 6080)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket
+    });
+    let running = {
+        let (mut cluster, config) = (cluster.clone(), config.clone());
+        Running::start(&wire, move |stop| run_mux(&mut cluster, &config, stop))
+    };
+    eventually("the mux is ready", || {
+        let told = cluster.0.lock().unwrap();
+        told.mux.last().is_some_and(|status| status.ready && status.applied_epoch == 1)
+    });
+    wire.there(|| {
+        let sender = UdpSocket::bind((THERE, 4321)).unwrap();
+        sender.send_to(b"reply", (VIP, FIRST_PORT + 9)).unwrap();
+    });
+    let mut packet = [0; 128];
+    let (length, from) = wrapped.recv_from(&mut packet).unwrap();
+    assert_eq!(from.ip(), HERE);
+    // GUE variant 1: the IP packet itself, as it came.
+    let inner = &packet[..length];
+    assert_eq!(inner[0], 0x45);
+    assert_eq!(inner[16..20], VIP.octets());
+    assert_eq!(inner[22..24], (FIRST_PORT + 9).to_be_bytes());
+    assert_eq!(inner[28..], *b"reply");
+
+    let view = MuxView::open(&scope, MUX).unwrap();
+    let program = wire.here(|| view.program(UPLINK));
+    assert!(program.is_attached, "{program:?}");
+    assert_eq!(view.counters().unwrap()[&(Kind::Event, "wrapped_reply")], 1);
+    let settings = view.settings().unwrap().unwrap();
+    assert_eq!(settings.gateway_mac, [2, 0, 0, 0, 0, 2]);
+
+    running.end();
+    let told = cluster.0.lock().unwrap();
+    let ends: Vec<_> = told.mux.iter().rev().take(2).map(|s| (s.ready, s.withdrawn)).collect();
+    assert_eq!(ends, [(false, true), (false, false)], "first not ready, then withdrawn");
+    assert!(!config.pins().exist());
+    mux::uninstall(&config).unwrap();
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
