@@ -41,6 +41,7 @@ enum Command {
     Redeploy(Redeploy),
     Kill(Kill),
     Start(Start),
+    Replay(Replay),
 }
 
 /// Which lab.
@@ -76,6 +77,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Redeploy(command) => redeploy(&command),
         Command::Kill(command) => kill(&command),
         Command::Start(command) => start(&command),
+        Command::Replay(command) => replay(&command),
     }
 }
 
@@ -357,6 +359,35 @@ fn exec(command: &Exec) -> Result<ExitCode> {
     let lab = command.which.find()?;
     let host = lab.host(&command.host)?;
     Err(lab::namespace::become_command(&lab.place.namespace(host), &command.command))
+}
+
+/// Play the nine cases of Azure's egress semantics with real packets, each from a clean start.
+///
+/// Every case is looked at from a pod and from its node, over HTTP and on the Internet's own
+/// interface, and held against the resources that exist and what `explain` says. Exit status 1 if
+/// one is not as it should be. Uses a lab of its own and leaves nothing behind.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  deguchi lab replay --output json")]
+struct Replay {
+    /// Name of the lab that it builds.
+    #[arg(long = "name", value_name = "NAME", default_value = "replay")]
+    name: String,
+    /// Seed of every draw.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: print::Output,
+}
+
+fn replay(command: &Replay) -> Result<ExitCode> {
+    let place = Place::new(&command.name)?;
+    let report = lab::replay::replay(&place, &program()?, command.seed, &print::progress)?;
+    match command.output {
+        print::Output::Text => print::text(&lab_view::replay(&report))?,
+        print::Output::Json => print::json(&report)?,
+    };
+    Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 /// The binary that a lab's processes run: this one.

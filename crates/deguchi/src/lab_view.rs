@@ -5,6 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use lab::host::{self, Host};
 use lab::life::Loss;
+use lab::replay::Report;
 use lab::view::{HostStatus, Status};
 use model::kubernetes::{Node, Service};
 use model::objects::Objects;
@@ -278,6 +279,33 @@ pub fn services(objects: &Objects) -> String {
         true => "no Service exists\n".to_owned(),
         false => table(&["NAMESPACE", "NAME", "TYPE", "EXTERNAL-IP", "PORTS"], &rows),
     }
+}
+
+/// The cases as a table, with what is wrong below it.
+pub fn replay(report: &Report) -> String {
+    let rows: Vec<Vec<String>> = report
+        .cases
+        .iter()
+        .map(|case| {
+            vec![
+                case.case.clone(),
+                case.name.clone(),
+                case.expected.clone(),
+                case.observed_http.clone(),
+                case.observed_wire.clone(),
+                case.method.clone(),
+                if case.pass { "ok" } else { "FAILED" }.to_owned(),
+            ]
+        })
+        .collect();
+    let header = ["CASE", "WHAT", "EXPECTED", "OVER HTTP", "ON THE WIRE", "METHOD", ""];
+    let mut text = table(&header, &rows);
+    for case in report.cases.iter().filter(|case| !case.pass) {
+        for failure in &case.failures {
+            let _ = writeln!(text, "case {}: {failure}", case.case);
+        }
+    }
+    text
 }
 
 /// Objects of any other kind, by name.

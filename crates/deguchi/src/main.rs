@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod echo;
+mod explain;
 mod lab;
 mod lab_host;
 mod lab_view;
@@ -25,6 +26,7 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Command {
     Lab(lab::Arguments),
+    Explain(explain::Arguments),
     Plan(plan::Arguments),
     Echo(echo::Arguments),
     #[command(hide = true)]
@@ -34,6 +36,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match CommandLine::parse().command {
         Command::Lab(arguments) => lab::run(arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Plan(arguments) => plan::run(arguments),
         Command::Echo(arguments) => echo::run(arguments),
         Command::LabHost(arguments) => lab_host::run(arguments),

@@ -1,0 +1,172 @@
+//! `deguchi explain`: by which address a pod leaves, why, and what would change that.
+
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use lab::{host, view};
+use model::decide::Protocol;
+use model::explain::{ExplainError, Explanation, Question};
+use model::lease::LeaseState;
+
+use crate::{lab as lab_command, print};
+
+/// Tell by which address a pod leaves, why, by which ports, and how answers come back.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  deguchi explain pod1-1\n  \
+    deguchi explain pod1-1 --to 198.51.100.2:443 --protocol tcp -o json")]
+pub struct Arguments {
+    #[command(flatten)]
+    which: lab_command::Which,
+    /// A pod, as name or namespace/name; or a node.
+    pod: String,
+    /// Destination; without one, the Internet at large.
+    #[arg(long, value_name = "IP[:PORT]")]
+    to: Option<Destination>,
+    /// tcp, udp or icmp.
+    #[arg(long, default_value = "tcp", value_name = "PROTOCOL")]
+    protocol: Protocol,
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: print::Output,
+}
+
+/// An address, with or without a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Destination {
+    address: Ipv4Addr,
+    port: Option<u16>,
+}
+
+impl std::str::FromStr for Destination {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, port) = match text.split_once(':') {
+            Some((address, port)) => (address, Some(port)),
+            None => (text, None),
+        };
+        let wrong = || format!("{text:?} is not an IPv4 address with or without :PORT");
+        let port = port.map(str::parse).transpose().map_err(|_| wrong())?;
+        Ok(Destination { address: address.parse().map_err(|_| wrong())?, port })
+    }
+}
+
+/// Answers from the lab's objects and the node's own tables.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let lab = arguments.which.find()?;
+    let objects = view::snapshot(&lab.store())?;
+    let to = arguments.to;
+    let mut question = Question {
+        source: arguments.pod.clone(),
+        destination: to.map(|to| to.address),
+        port: to.and_then(|to| to.port),
+        protocol: arguments.protocol,
+        ports_in_use: None,
+    };
+    let explanation =
+        model::explain::explain(&objects, &question).map_err(|error| suggest(error, &objects))?;
+    if let Some(destination) = to {
+        let (address, port) = (destination.address, destination.port);
+        let node = lab.host(&explanation.node)?;
+        question.ports_in_use =
+            lab::in_use::ports(&lab.place, node, address, port, arguments.protocol)?;
+    }
+    let explanation = model::explain::explain(&objects, &question)
+        .context("the cluster changed while it was looked at")?;
+    match arguments.output {
+        print::Output::Json => print::json(&explanation),
+        print::Output::Text => print::text(&told(&explanation)),
+    }
+}
+
+fn suggest(error: ExplainError, objects: &model::objects::Objects) -> anyhow::Error {
+    let ExplainError::NotFound(name) = &error else { return error.into() };
+    let pods = objects.pods.values().map(|pod| pod.metadata.name.as_str());
+    let known = pods.chain(objects.nodes.keys().map(String::as_str));
+    match host::near(name, known) {
+        Some(near) => anyhow::anyhow!("{error}: did you mean {near}?"),
+        None => error.into(),
+    }
+}
+
+fn told(explanation: &Explanation) -> String {
+    let mut text = String::new();
+    let mut line = |label: &str, value: &str| {
+        let _ = writeln!(text, "{}", format!("{label:<14}{value}").trim_end());
+    };
+    let destination = explanation.destination.as_deref().unwrap_or("the Internet");
+    let source = match explanation.source_address {
+        Some(address) => format!("{} ({address})", explanation.source),
+        None => explanation.source.clone(),
+    };
+    line("From", &format!("{source} on {}", explanation.node));
+    line("To", &format!("{destination} over {}", explanation.protocol));
+    let via = explanation.via.as_deref();
+    line(
+        "Leaves by",
+        &match via {
+            Some(via) => format!("{}: {via}", explanation.method),
+            None => explanation.method.to_string(),
+        },
+    );
+    match explanation.address {
+        Some(address) => line("Seen as", &address.to_string()),
+        None if explanation.method.translates() => line("Seen as", "no address yet"),
+        None => line("Seen as", "not ours to say: nothing is translated here"),
+    }
+    for frontend in &explanation.frontends {
+        line("", &format!("{} ({})", frontend.address, frontend.name));
+    }
+    if explanation.method.translates() {
+        let used = explanation
+            .ports_in_use
+            .map_or_else(String::new, |used| format!(", {used} in use towards {destination}"));
+        line("Ports", &format!("{} usable{used}", explanation.ports_usable));
+        for range in &explanation.ports {
+            let state = match range.state {
+                LeaseState::Usable => "",
+                _ => " (not for new connections)",
+            };
+            line("", &format!("{}:{}-{}{state}", range.address, range.first, range.last));
+        }
+        line("Idle", &format!("{} minutes", explanation.idle_timeout_in_minutes));
+    }
+    line("Because", "");
+    for (number, step) in explanation.why.iter().enumerate() {
+        let answer = if step.answer { "yes" } else { "no" };
+        line(&format!("  {}.", number + 1), &format!("{} {answer}: {}", step.question, step.found));
+    }
+    if let Some(back) = &explanation.return_path {
+        let muxes: Vec<&str> = back.muxes.iter().map(|mux| mux.name.as_str()).collect();
+        let node = back.node_address.map_or_else(String::new, |address| format!(" ({address})"));
+        let way = format!("router, {}, {}{node}", muxes.join(" or "), explanation.node);
+        line("Answers by", &way);
+        for entry in &back.entries {
+            line("", entry);
+        }
+    }
+    for change in &explanation.would_change {
+        line("Changes with", change);
+    }
+    for pending in &explanation.pending {
+        line("Pending", pending);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_is_an_address_with_or_without_a_port() {
+        let address = Ipv4Addr::new(198, 51, 100, 2);
+        assert_eq!("198.51.100.2".parse(), Ok(Destination { address, port: None }));
+        assert_eq!("198.51.100.2:443".parse(), Ok(Destination { address, port: Some(443) }));
+        for wrong in ["", "host:80", "198.51.100.2:", "198.51.100.2:99999", "::1"] {
+            assert!(wrong.parse::<Destination>().is_err(), "{wrong}");
+        }
+    }
+}
