@@ -70,8 +70,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(destination) = to {
         let (address, port) = (destination.address, destination.port);
         let node = lab.host(&explanation.node)?;
-        question.ports_in_use =
-            lab::in_use::ports(&lab.place, node, address, port, arguments.protocol)?;
+        if explanation.method.translates() {
+            lab::life::require_root("explain --to")?;
+            let used = lab::in_use::ports(&lab.place, node, address, port, arguments.protocol)?;
+            question.ports_in_use = Some(used);
+        }
     }
     let explanation = model::explain::explain(&objects, &question)
         .context("the cluster changed while it was looked at")?;

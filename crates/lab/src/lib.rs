@@ -1,6 +1,7 @@
 //! A small cluster of network namespaces on one machine: real programs on real interfaces, a
 //! simulated Internet around them, and faults on demand.
 
+pub mod attach;
 pub mod capture;
 pub mod client;
 pub mod command;

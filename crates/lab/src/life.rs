@@ -14,7 +14,7 @@ use crate::place::Place;
 use crate::process;
 use crate::store::FileStore;
 use crate::wiring::{self, Settings};
-use crate::{kubelet, namespace};
+use crate::{attach, kubelet, namespace, ready};
 
 /// How long-running work tells what it is at.
 pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
@@ -288,13 +288,17 @@ impl Lab {
         progress("building hosts and links");
         wiring::build(place, self.settings())?;
         wiring::complete_checksums(place, &self.settings().muxes())?;
+        attach::router(place, &self.settings().muxes())?;
         progress("writing objects");
         let store = FileStore::create(place.objects())?;
         kubelet::populate(&store, self.settings())?;
+        kubelet::publish_endpoints(&store)?;
         progress("starting the controller, the agents and the muxes");
         for role in self.roles() {
             self.start(role)?;
         }
+        ready::in_force(self)?;
+        wiring::announce(place, &ready::announced(self))?;
         self.description.complete = true;
         self.save()
     }

@@ -8,9 +8,11 @@ use anyhow::{Context, Result};
 use model::lease::Millis;
 use model::objects::{Kind, Object, ObjectKey, Objects};
 use model::reconcile::Event;
+use model::runtime::{MuxNetworkStatus, NodeNetworkStatus};
+use node::source::Exhausted;
 use serde_json::{Value, json};
 
-use crate::store::{FileStore, Key, Watch};
+use crate::store::{self, FileStore, Key, Watch};
 use crate::view;
 
 /// One process's way to the store.
@@ -115,12 +117,48 @@ impl controller::Store for Reach {
             "type": if event.is_warning { "Warning" } else { "Normal" },
             "reason": event.reason,
             "message": event.message,
-            "time": now,
+            "time": store::timestamp(i64::try_from(now.0 / 1000).unwrap_or(0)),
         }))
     }
 
     fn wait(&mut self, timeout: Duration) -> Result<()> {
         self.rest(timeout).map(|_| ())
+    }
+}
+
+impl node::source::Source for Reach {
+    fn objects(&mut self) -> Result<Objects> {
+        self.snapshot()
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<bool> {
+        self.rest(timeout)
+    }
+
+    fn report_node(&mut self, node: &str, status: &NodeNetworkStatus) -> Result<()> {
+        self.write_status(Kind::NodeNetwork, node, serde_json::to_value(status)?)
+    }
+
+    fn report_mux(&mut self, mux: &str, status: &MuxNetworkStatus) -> Result<()> {
+        self.write_status(Kind::MuxNetwork, mux, serde_json::to_value(status)?)
+    }
+
+    fn report_exhausted(&mut self, node: &str, found: &[Exhausted]) -> Result<()> {
+        for exhausted in found {
+            let Exhausted { target, port, protocol, refused } = exhausted;
+            self.store.record(&json!({
+                "object": {"kind": "Node", "namespace": "", "name": node},
+                "type": "Warning",
+                "reason": "PortsExhausted",
+                "message": format!(
+                    "no free port towards {target}:{port} (protocol {protocol}): every port that \
+                     the node holds is in use for this destination"
+                ),
+                "refused": refused,
+                "time": store::now(),
+            }))?;
+        }
+        Ok(())
     }
 }
 

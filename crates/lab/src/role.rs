@@ -1,10 +1,13 @@
 //! What each of a lab's processes does once it is started.
 
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, bail};
 use model::lease::Millis;
+use node::agent::AgentConfig;
+use node::mux::MuxConfig;
+use node::stop::Stop;
 
 use crate::echo::Echo;
 use crate::host::{self, Host};
@@ -13,13 +16,39 @@ use crate::namespace;
 use crate::place::Place;
 use crate::reach::Reach;
 
+/// The interface by which every machine reaches its gateway.
+const UPLINK: &str = "eth0";
+
 /// Runs one process of a lab until it is ended.
 pub fn run(place: &Place, role: Role) -> Result<()> {
     match role {
         Role::Internet | Role::Pods(_) => serve(place, role),
         Role::Controller => control(place),
-        Role::Machine(_) => bail!("{} is not part of this build", role.name()),
+        Role::Machine(host @ Host::Mux(_)) => mux(place, host),
+        Role::Machine(host) => agent(place, host),
     }
+}
+
+fn agent(place: &Place, host: Host) -> Result<()> {
+    namespace::enter(&place.namespace(host))?;
+    let stop = Stop::on_signals()?;
+    let lab = life::find_any(place)?;
+    let name = host.to_string();
+    let mut reach = Reach::new(lab.store(), Role::Machine(host).name())?;
+    let mut config = AgentConfig::new(place.name(), &name, UPLINK);
+    // No connection is older than the lab, so none has to be taken over.
+    config.adopt_for = Duration::ZERO;
+    node::agent::run_agent(&mut reach, &config, &stop)
+}
+
+fn mux(place: &Place, host: Host) -> Result<()> {
+    namespace::enter(&place.namespace(host))?;
+    let stop = Stop::on_signals()?;
+    let lab = life::find_any(place)?;
+    let name = host.to_string();
+    let mut reach = Reach::new(lab.store(), Role::Machine(host).name())?;
+    let config = MuxConfig::new(place.name(), &name, UPLINK, lab.settings().seed);
+    node::mux::run_mux(&mut reach, &config, &stop)
 }
 
 fn control(place: &Place) -> Result<()> {

@@ -430,7 +430,7 @@ pub fn now() -> String {
 }
 
 /// Seconds since 1970 as RFC 3339 in UTC.
-fn timestamp(seconds: i64) -> String {
+pub fn timestamp(seconds: i64) -> String {
     let (day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Howard Hinnant's civil_from_days: eras of 400 years that begin on the first of March.
     let shifted = day + 719_468;
