@@ -312,7 +312,8 @@ mod tests {
     use super::*;
 
     const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
-                       spec:\n  type: LoadBalancer\n  selector: {app: web}\n  ports: [{port: 80}]\n";
+                       spec:\n  type: LoadBalancer\n  selector: {app: web}\n  \
+                       ports: [{port: 80}]\n";
 
     #[test]
     fn ordinary_kubernetes_yaml_is_read() {

@@ -15,4 +15,5 @@ pub mod pins;
 pub mod raw;
 pub mod source;
 pub mod stop;
+pub mod surroundings;
 pub mod sweep;
