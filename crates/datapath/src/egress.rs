@@ -47,7 +47,9 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         Some(_) => return Ok(Verdict::Pass(Pass::NotIp)),
         None => return Err(Drop::Malformed),
     }
-    let Some(settings) = tables.settings() else { return Ok(Verdict::Pass(Pass::NotConfigured)) };
+    let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {
+        return Ok(Verdict::Pass(Pass::NotConfigured));
+    };
     let headers = packet::ipv4(packet, ETHERNET)?;
     let has_ports = match headers.transport {
         Transport::Tcp | Transport::Udp => !headers.fragment,

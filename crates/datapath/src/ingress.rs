@@ -39,7 +39,9 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         Some(_) => return Ok(Verdict::Pass(Pass::NotIp)),
         None => return Ok(Verdict::Pass(Pass::NotIp)),
     }
-    let Some(settings) = tables.settings() else { return Ok(Verdict::Pass(Pass::NotConfigured)) };
+    let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {
+        return Ok(Verdict::Pass(Pass::NotConfigured));
+    };
     let Some(outer) = wrapped(packet, settings) else { return Ok(Verdict::Pass(Pass::NotWrapped)) };
     if !tables.is_mux(&outer) {
         return Err(Drop::NotMux);

@@ -47,7 +47,7 @@ fn decide<P: Packet + ?Sized, T: MuxTables>(packet: &P, tables: &T) -> Result<Mu
     if u16::from_be_bytes([ethernet[12], ethernet[13]]) != ETHERNET_IPV4 {
         return Ok(MuxVerdict::Pass(Pass::NotIp));
     }
-    let Some(settings) = tables.settings() else {
+    let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {
         return Ok(MuxVerdict::Pass(Pass::NotConfigured));
     };
     // XDP runs before the kernel's own filter; a flooding switch would make every mux answer.

@@ -213,7 +213,7 @@ pub mod block_flag {
 pub struct AgentSettings<A> {
     /// The node's address: where muxes send wrapped packets.
     pub node: A,
-    /// GUE destination port.
+    /// GUE destination port; 0 until the row is written, for an array's rows are always there.
     pub gue_port: u16,
     /// MSS written into SYNs that leave, when theirs is larger; 0 leaves them alone.
     pub mss_max: u16,
@@ -282,7 +282,7 @@ pub struct Endpoint<A> {
 pub struct MuxSettings<A> {
     /// The mux's address: outer source of wrapped packets.
     pub address: A,
-    /// GUE destination port.
+    /// GUE destination port; 0 until the row is written, for an array's rows are always there.
     pub gue_port: u16,
     /// Largest IP packet that the way to the nodes carries.
     pub mtu: u16,

@@ -1,0 +1,67 @@
+//! A second hand: carries out verdicts on bytes in this process, as the kernel programs do on
+//! packets there. Written anew from RFC 1624 and from what a verdict's fields promise, so that it
+//! can disagree with them.
+
+use datapath::{
+    Event, V4,
+    verdict::{Change, Cover, Rewrite},
+};
+
+/// Carries out a rewrite; counts what happens on the way.
+pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut(Event)) {
+    if rewrite.unwrap {
+        frame.drain(14..14 + 28);
+    }
+    let at = rewrite.at;
+    let l4 = at.l4_checksum as usize;
+    let none_is_zero = at.cover == Cover::PseudoHeaderOrNone;
+    if let Some(segment) = rewrite.segment {
+        sum(frame, l4, &segment.size.old, &segment.size.new, false);
+        put(frame, segment.at, segment.size);
+        count(Event::MssLowered);
+    }
+    let Change { old, new } = rewrite.address;
+    if matches!(at.cover, Cover::PseudoHeader | Cover::PseudoHeaderOrNone) {
+        sum(frame, l4, &old, &new, none_is_zero);
+    }
+    if at.cover != Cover::Nothing {
+        sum(frame, l4, &rewrite.port.old, &rewrite.port.new, none_is_zero);
+    }
+    sum(frame, at.ip_checksum as usize, &old, &new, false);
+    put(frame, at.address, rewrite.address);
+    put(frame, at.port, rewrite.port);
+}
+
+/// Puts new bytes where the old ones must stand.
+fn put<const N: usize>(frame: &mut [u8], at: u16, change: Change<[u8; N]>) {
+    let place = &mut frame[at as usize..at as usize + N];
+    assert_eq!(place, change.old, "the verdict is about other bytes than stand at {at}");
+    place.copy_from_slice(&change.new);
+}
+
+/// Brings the checksum at `at` up to date with words that change (RFC 1624, equation 3).
+fn sum(frame: &mut [u8], at: usize, old: &[u8], new: &[u8], none_is_zero: bool) {
+    if old == new {
+        return;
+    }
+    let field = u16::from_be_bytes([frame[at], frame[at + 1]]);
+    if none_is_zero && field == 0 {
+        return;
+    }
+    // 0xffff is another zero of this arithmetic and keeps the sum from being the plain one.
+    let mut total = 0xffff + u64::from(!field);
+    for word in old.chunks(2) {
+        total += u64::from(!u16::from_be_bytes([word[0], word[1]]));
+    }
+    for word in new.chunks(2) {
+        total += u64::from(u16::from_be_bytes([word[0], word[1]]));
+    }
+    while total > 0xffff {
+        total = (total & 0xffff) + (total >> 16);
+    }
+    let mut field = !(total as u16);
+    if none_is_zero && field == 0 {
+        field = 0xffff;
+    }
+    frame[at..at + 2].copy_from_slice(&field.to_be_bytes());
+}
