@@ -4,7 +4,9 @@
 
 /// Makes an enum whose variants are counters.
 macro_rules! counters {
-    ($(#[$top:meta])* $name:ident from $first:literal { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
+    ($(#[$top:meta])* $name:ident from $first:literal {
+        $($(#[$doc:meta])* $variant:ident = $text:literal,)*
+    }) => {
         $(#[$top])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         #[repr(u32)]

@@ -221,7 +221,11 @@ impl Bits for Kernel {
     fn set_bits(&self, word: &Cell<u64>, bits: u64) {
         // SAFETY: one instruction on eight aligned bytes of a map's value.
         unsafe {
-            asm!("lock *(u64 *)({word} + 0) |= {bits}", word = in(reg) word.as_ptr(), bits = in(reg) bits)
+            asm!(
+                "lock *(u64 *)({word} + 0) |= {bits}",
+                word = in(reg) word.as_ptr(),
+                bits = in(reg) bits,
+            )
         };
     }
 
@@ -229,7 +233,11 @@ impl Bits for Kernel {
     fn clear_bits(&self, word: &Cell<u64>, bits: u64) {
         // SAFETY: one instruction on eight aligned bytes of a map's value.
         unsafe {
-            asm!("lock *(u64 *)({word} + 0) &= {keep}", word = in(reg) word.as_ptr(), keep = in(reg) !bits)
+            asm!(
+                "lock *(u64 *)({word} + 0) &= {keep}",
+                word = in(reg) word.as_ptr(),
+                keep = in(reg) !bits,
+            )
         };
     }
 
@@ -238,7 +246,12 @@ impl Bits for Kernel {
         let mut was = 0u64;
         // SAFETY: one instruction on eight aligned bytes of a map's value.
         unsafe {
-            asm!("r0 = cmpxchg_64({word} + 0, r0, {value})", word = in(reg) word.as_ptr(), value = in(reg) value, inout("r0") was)
+            asm!(
+                "r0 = cmpxchg_64({word} + 0, r0, {value})",
+                word = in(reg) word.as_ptr(),
+                value = in(reg) value,
+                inout("r0") was,
+            )
         };
         if was == 0 { value } else { was }
     }
