@@ -39,6 +39,8 @@ use crate::{
 pub const TURN: Duration = Duration::from_millis(250);
 /// How often the node reports when nothing changes.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How often a pass through the flow table begins.
+pub const PASS_EVERY: Duration = Duration::from_secs(1);
 /// How often the attachment is looked after.
 pub const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// TCP connections from before the first attach are left alone this long, unless told otherwise.
@@ -163,6 +165,8 @@ struct Agent<'a> {
     sweep: Sweep,
     holding: Holding,
     usage: Usage,
+    /// When the last pass through the flow table ended.
+    passed: Option<Instant>,
     drained: Vec<Drained>,
     said: Option<NodeNetworkStatus>,
     refusals: Refusals,
@@ -178,11 +182,12 @@ impl<'a> Agent<'a> {
         let positions = maps::open_positions(&loaded.pins)?;
         let settings = maps.settings.get(0)?.0;
         // Without a seed nobody has ever filled these tables.
-        let is_first = settings.seed == [0; 2];
-        if is_first {
+        if settings.seed == [0; 2] {
             apply::bar_all(&positions);
         }
         let present = apply::read_agent(&maps, &positions)?;
+        // Sources come last when tables are filled: with one of them there, so is all they need.
+        let is_filled = !present.sources.is_empty();
         let sweep =
             Sweep::new(maps::open_flows(&loaded.pins)?, maps::open_positions(&loaded.pins)?);
         let mut agent = Agent {
@@ -195,13 +200,14 @@ impl<'a> Agent<'a> {
             holding: holding_of(&present),
             present,
             usage: Usage::default(),
+            passed: None,
             drained: Vec::new(),
             said: None,
             refusals: Refusals::default(),
             answers: false,
             loaded,
         };
-        if !is_first {
+        if is_filled {
             // The tables are as good as when the last agent left them: put the new programs to
             // work before anything else.
             agent.attach()?;
@@ -237,6 +243,7 @@ impl<'a> Agent<'a> {
             self.holding = holding_of(&self.present);
             self.drained.clear();
             self.sweep.restart();
+            self.passed = None;
         }
         if self.attached_to.is_none() {
             self.attach()?;
@@ -308,12 +315,14 @@ impl<'a> Agent<'a> {
 
     /// One step of the sweep.
     fn sweep(&mut self, objects: &Objects) -> Result<()> {
-        if self.settings.seed == [0; 2] {
+        let is_early = self.passed.is_some_and(|last| last.elapsed() < PASS_EVERY);
+        if self.settings.seed == [0; 2] || is_early {
             return Ok(());
         }
         if let Some(usage) = self.sweep.step(&self.settings, &self.holding)? {
             self.usage = usage;
             self.drained = self.drained(objects);
+            self.passed = Some(Instant::now());
         }
         Ok(())
     }

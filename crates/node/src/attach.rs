@@ -139,14 +139,14 @@ pub fn detach_agent(pins: &Pins, uplink: &str) -> Result<(), AttachError> {
     Ok(())
 }
 
-/// Puts the mux program on `interface`. A driver without XDP gets the generic form when native
-/// was asked for; the second value says which it is.
+/// Puts the mux program on `interface`. A driver that cannot do native XDP gets the generic form;
+/// then the second value says why.
 pub fn attach_mux(
     ebpf: &mut Ebpf,
     pins: &Pins,
     interface: &str,
     wanted: XdpWay,
-) -> Result<(Attached, XdpWay), AttachError> {
+) -> Result<(Attached, Option<String>), AttachError> {
     let device = interface_index(interface)?;
     let program: &mut Xdp = ebpf
         .program_mut(MUX)
@@ -159,13 +159,13 @@ pub fn attach_mux(
         let link = XdpLink::try_from(FdLink::from(link)).map_err(site.refused())?;
         let id = program.attach_to_link(link).map_err(site.refused())?;
         drop(program.take_link(id).map_err(site.refused())?);
-        return Ok((Attached::Replaced, wanted));
+        return Ok((Attached::Replaced, None));
     }
-    let (id, way) = match program.attach_to_if_index(device, mode_of(wanted)) {
-        Ok(id) => (id, wanted),
+    let (id, refused) = match program.attach_to_if_index(device, mode_of(wanted)) {
+        Ok(id) => (id, None),
         Err(native) if wanted == XdpWay::Native && may_fall_back(&native) => {
             match program.attach_to_if_index(device, mode_of(XdpWay::Generic)) {
-                Ok(id) => (id, XdpWay::Generic),
+                Ok(id) => (id, Some(whole(&native))),
                 Err(_) => return Err(site.refused()(native)),
             }
         }
@@ -177,7 +177,7 @@ pub fn attach_mux(
     let link = program.take_link(id).map_err(site.refused())?;
     let link = FdLink::try_from(link).map_err(site.refused())?;
     site.pin(link, &pin)?;
-    Ok((Attached::New, way))
+    Ok((Attached::New, refused))
 }
 
 /// Takes the mux program off its interface.

@@ -136,11 +136,8 @@ pub fn load(pins: Pins, role: Role, sizes: &[(&str, u32)]) -> Result<Loaded, Loa
 /// Loads an object, keeping the tables that are pinned already.
 pub fn load_object(pins: Pins, object: &[u8], sizes: &[(&str, u32)]) -> Result<Loaded, LoadError> {
     check_kernel()?;
-    if !nix::unistd::geteuid().is_root() && !pins.exist() {
-        return Err(LoadError::NotPermitted);
-    }
-    pins.create()?;
-    let lock = pins.lock()?;
+    pins.create().map_err(permission)?;
+    let lock = pins.lock().map_err(permission)?;
     let tables = tables_of(object, sizes)?;
     let mut fresh = Vec::new();
     for table in &tables {
@@ -160,6 +157,19 @@ pub fn load_object(pins: Pins, object: &[u8], sizes: &[(&str, u32)]) -> Result<L
         }
     }
     Ok(Loaded { ebpf: loaded?, pins, reused, lock })
+}
+
+/// Whoever may not write to the BPF file system may not load programs either.
+fn permission(error: PinsError) -> LoadError {
+    match &error {
+        PinsError::Mount { source, .. } if *source == nix::errno::Errno::EPERM => {
+            LoadError::NotPermitted
+        }
+        PinsError::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            LoadError::NotPermitted
+        }
+        _ => LoadError::Pins(error),
+    }
 }
 
 /// A table as the object declares it.

@@ -151,6 +151,7 @@ struct Mux<'a> {
     gateway: Option<Ipv4Addr>,
     is_filled: bool,
     is_attached: bool,
+    is_up: bool,
 }
 
 impl<'a> Mux<'a> {
@@ -170,6 +171,7 @@ impl<'a> Mux<'a> {
             gateway: None,
             is_filled,
             is_attached: false,
+            is_up: false,
         };
         if is_filled {
             mux.attach()?;
@@ -179,7 +181,8 @@ impl<'a> Mux<'a> {
 
     /// Packets that come here reach their nodes.
     fn is_ready(&self) -> bool {
-        self.is_filled && self.is_attached && self.settings.gateway_mac != [0; 6]
+        let knows_gateway = self.settings.gateway_mac != [0; 6];
+        self.is_filled && self.is_attached && self.is_up && knows_gateway
     }
 
     fn follow(&mut self, objects: &Objects) -> Result<()> {
@@ -205,6 +208,7 @@ impl<'a> Mux<'a> {
 
     fn write_settings(&mut self, gateway_mac: neighbour::Mac) -> Result<()> {
         let interface = neighbour::interface(&self.config.interface)?;
+        self.is_up = interface.is_up;
         let mtu = u16::try_from(interface.mtu).unwrap_or(u16::MAX);
         let settings = MuxSettings {
             address: self.present.address,
@@ -224,16 +228,16 @@ impl<'a> Mux<'a> {
 
     fn attach(&mut self) -> Result<()> {
         let (config, pins) = (self.config, &self.loaded.pins);
-        let (attached, way) =
+        let (attached, refused) =
             attach::attach_mux(&mut self.loaded.ebpf, pins, &config.interface, config.way)?;
         let what = match attached {
             Attached::New => "attached to",
             Attached::Replaced => "replaced on",
         };
         journal::info(format!("{}: program {what} {}", config.mux, config.interface));
-        if config.way == XdpWay::Native && way == XdpWay::Generic {
+        if let Some(reason) = refused {
             journal::warn(format!(
-                "{}: the driver of {} has no XDP; packets take the slower generic way",
+                "{}: {} cannot do native XDP ({reason}); packets take the slower generic way",
                 config.mux, config.interface
             ));
         }

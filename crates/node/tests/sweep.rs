@@ -1,0 +1,191 @@
+//! The sweep on a real flow table: what is over goes, both halves; what lives stays.
+
+use std::{
+    mem::offset_of,
+    process,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
+
+use datapath::{
+    egress::fingerprint,
+    positions::{Bits, probe},
+    protocol,
+    tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks},
+};
+use node::{
+    load,
+    maps::{self, Address, FlowBytes, Flows},
+    pins::{Pins, Role},
+    raw::{PositionsMemory, Raw},
+    sweep::{Holding, STEP_ROWS_MAX, Sweep, Usage, clock},
+};
+
+const VIP: Address = [203, 0, 113, 10];
+const POD: Address = [10, 244, 1, 2];
+const IDLE: Ticks = Ticks::from_seconds(240);
+const SETTINGS: AgentSettings<Address> = AgentSettings {
+    node: [10, 1, 0, 11],
+    gue_port: 6080,
+    mss_max: 0,
+    adopt_until: 0,
+    seed: [1, 2],
+    flags: 0,
+    epoch: 1,
+};
+
+/// Tables in the kernel, without programs at work.
+struct Tables {
+    loaded: load::Loaded,
+    flows: Flows,
+    positions: PositionsMemory,
+}
+
+impl Tables {
+    fn new(test: &str, rows: u32) -> Tables {
+        let pins = Pins::new(&format!("test-{}-sweep", process::id()), test, Role::Agent);
+        let loaded = load::load(pins, Role::Agent, &[("flows", rows)]).unwrap();
+        let flows = maps::open_flows(&loaded.pins).unwrap();
+        let positions = maps::open_positions(&loaded.pins).unwrap();
+        Tables { loaded, flows, positions }
+    }
+
+    fn sweep(&self) -> Sweep {
+        let positions = maps::open_positions(&self.loaded.pins).unwrap();
+        Sweep::new(maps::open_flows(&self.loaded.pins).unwrap(), positions)
+    }
+
+    /// Both halves of a flow from the pod to a remote port, silent for `silent`.
+    fn open(
+        &mut self,
+        remote_port: u16,
+        port: u16,
+        position: u32,
+        silent: Ticks,
+    ) -> FlowKey<Address> {
+        static GENERATION: AtomicU32 = AtomicU32::new(1);
+        let generation = GENERATION.fetch_add(1, Relaxed);
+        let key = FlowKey {
+            source: POD,
+            target: [198, 51, 100, 4],
+            source_port: port.to_be_bytes(),
+            target_port: remote_port.to_be_bytes(),
+            protocol: protocol::UDP,
+            side: Side::Egress as u8,
+            reserved: [0; 2],
+        };
+        let forward = half(VIP, port, generation, position, silent);
+        let reverse = half(POD, port, generation, position, silent);
+        self.flows.set(&Raw(key), &forward).unwrap();
+        self.flows.set(&Raw(key.peer(VIP, port.to_be_bytes())), &reverse).unwrap();
+        key
+    }
+
+    fn rows(&self) -> usize {
+        self.flows.all().unwrap().len()
+    }
+}
+
+impl Drop for Tables {
+    fn drop(&mut self) {
+        let _ = self.loaded.pins.remove();
+    }
+}
+
+fn half(address: Address, port: u16, generation: u32, position: u32, silent: Ticks) -> FlowBytes {
+    type Half = Flow<Address>;
+    let now = Ticks::from_nanoseconds(clock());
+    let mut bytes: FlowBytes = [0; size_of::<Half>()];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(offset_of!(Half, address), &address);
+    put(offset_of!(Half, port), &port.to_be_bytes());
+    put(offset_of!(Half, kind), &[FlowKind::Outbound as u8]);
+    put(offset_of!(Half, generation), &generation.to_ne_bytes());
+    put(offset_of!(Half, position), &position.to_ne_bytes());
+    put(offset_of!(Half, idle), &IDLE.0.to_ne_bytes());
+    put(offset_of!(Half, last_seen), &now.since(silent).0.to_ne_bytes());
+    bytes
+}
+
+fn holding(ports: std::ops::Range<u16>) -> Holding {
+    ports.step_by(8).map(|start| (VIP, start)).collect()
+}
+
+fn pass(sweep: &mut Sweep, holding: &Holding) -> Usage {
+    for _ in 0..1000 {
+        if let Some(usage) = sweep.step(&SETTINGS, holding).unwrap() {
+            return usage;
+        }
+    }
+    panic!("a pass without end");
+}
+
+#[test]
+fn what_is_over_goes_with_both_halves_and_what_lives_stays() {
+    let mut tables = Tables::new("over", 4096);
+    tables.open(443, 2048, 0, Ticks(0));
+    tables.open(443, 2049, 1, Ticks::from_seconds(241));
+    tables.open(80, 2056, 8, Ticks::from_seconds(100));
+    let usage = pass(&mut tables.sweep(), &holding(2048..2112));
+    let expected =
+        Usage { flows: 2, removed: 1, blocks: [(VIP, 2048), (VIP, 2056)].into(), ports_used: 1 };
+    assert_eq!(usage, expected);
+    assert_eq!(tables.rows(), 4);
+}
+
+#[test]
+fn a_half_that_another_flow_has_taken_over_stays() {
+    let mut tables = Tables::new("newer", 4096);
+    let old = tables.open(443, 2048, 0, Ticks::from_seconds(300));
+    // Another flow was given the port of the old one, whose forward half is still there.
+    let reverse = old.peer(VIP, 2048u16.to_be_bytes());
+    let newer = half([10, 244, 1, 3], 5000, 77, 0, Ticks(0));
+    tables.flows.set(&Raw(reverse), &newer).unwrap();
+    pass(&mut tables.sweep(), &holding(2048..2112));
+    assert_eq!(tables.flows.get(&Raw(old)).unwrap(), None);
+    assert_eq!(tables.flows.get(&Raw(reverse)).unwrap(), Some(newer));
+}
+
+#[test]
+fn flows_on_ports_that_the_node_has_lost_are_ended() {
+    let mut tables = Tables::new("lost", 4096);
+    tables.open(443, 2048, 0, Ticks(0));
+    tables.open(443, 4096, 64, Ticks(0));
+    let usage = pass(&mut tables.sweep(), &holding(2048..2112));
+    assert_eq!((usage.flows, usage.removed), (1, 1));
+    assert_eq!(tables.rows(), 2);
+}
+
+#[test]
+fn one_step_looks_at_so_many_rows_and_no_more() {
+    let flows = STEP_ROWS_MAX as u16;
+    let mut tables = Tables::new("bound", 2 * u32::from(flows) + 4096);
+    for number in 0..flows {
+        tables.open(443, 1024 + number, u32::from(number), Ticks(0));
+    }
+    let holding = holding(1024..65024);
+    let mut sweep = tables.sweep();
+    assert_eq!(sweep.step(&SETTINGS, &holding).unwrap(), None);
+    let usage = pass(&mut sweep, &holding);
+    assert_eq!((usage.flows, usage.removed), (u64::from(flows), 0));
+    assert_eq!(usage.ports_used, u32::from(flows));
+}
+
+#[test]
+fn positions_of_flows_that_are_over_can_be_taken_again() {
+    let mut tables = Tables::new("positions", 4096);
+    let key = tables.open(443, 2048, 0, Ticks::from_seconds(300));
+    tables.open(443, 2049, 1, Ticks(0));
+    let fingerprint = fingerprint(&SETTINGS, key.target, key.target_port, key.protocol);
+    let row = tables.positions.row(probe(fingerprint, 0, tables.positions.rows())).unwrap();
+    assert_eq!(tables.positions.claim(&row.fingerprint, fingerprint), fingerprint);
+    // The two flows', and one that a program took and never used.
+    for position in [0, 1, 2] {
+        row.take(&tables.positions, position);
+    }
+    let (mut sweep, holding) = (tables.sweep(), holding(2048..2112));
+    pass(&mut sweep, &holding);
+    assert_eq!(row.words[0].get(), 0b110, "what a flow may just be taking is left for a pass");
+    pass(&mut sweep, &holding);
+    assert_eq!(row.words[0].get(), 0b010);
+    assert_eq!(row.fingerprint.get(), fingerprint);
+}
