@@ -549,7 +549,7 @@ impl Planner {
             Some(Refusal(why)) => {
                 events.push(format!(
                     "Warning SyncLoadBalancerFailed: Error syncing load balancer: failed to \
-                     ensure load balancer: {why}"
+                     ensure load balancer: {why} (Service {key})"
                 ));
                 step.refused.push(format!("Service {key}: {why}"));
             }

@@ -181,7 +181,8 @@ fn public_ip_name(
                 None => Err(Refusal(format!(
                     "findMatchedPIPByLoadBalancerIP: cannot find public IP with IP address \
                      {address} in resource group {group}: create a public IP with that address, \
-                     or ask for no address"
+                     or ask for none with annotation {PREFIX}azure-load-balancer-ipv4 or \
+                     spec.loadBalancerIP"
                 ))),
             }
         }

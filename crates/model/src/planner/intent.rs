@@ -212,6 +212,7 @@ impl Intent {
             }
             subnet => subnet.filter(|_| internal).map(str::to_owned),
         };
+        let tcp_reset = !notes.is_true("azure-load-balancer-disable-tcp-reset");
         let floating_ip = !notes.is_true("azure-disable-load-balancer-floating-ip");
         let idle_minutes =
             notes.number("azure-load-balancer-tcp-idle-timeout", 4, 100, "minutes")?.unwrap_or(4);
@@ -273,7 +274,7 @@ impl Intent {
             common_probe,
             ha_ports,
             floating_ip,
-            tcp_reset: !notes.is_true("azure-load-balancer-disable-tcp-reset"),
+            tcp_reset,
             idle_minutes,
             client_ip_affinity,
             sources,
