@@ -4,6 +4,7 @@
 
 use datapath::{
     Event, V4,
+    icmp::ErrorRewrite,
     verdict::{Change, Cover, Rewrite},
 };
 
@@ -30,6 +31,20 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
     sum(frame, at.ip_checksum as usize, &old, &new, false);
     put(frame, at.address, rewrite.address);
     put(frame, at.port, rewrite.port);
+}
+
+/// Carries out the changes to an ICMP error.
+pub fn rewrite_error(frame: &mut Vec<u8>, rewrite: &ErrorRewrite) {
+    if rewrite.unwrap {
+        frame.drain(14..14 + 28);
+    }
+    let Change { old, new } = rewrite.address;
+    sum(frame, rewrite.ip_checksum_at as usize, &old, &new, false);
+    put(frame, rewrite.address_at, rewrite.address);
+    for word in rewrite.words.iter().filter(|word| word.at != 0) {
+        let at = word.at as usize;
+        frame[at..at + 2].copy_from_slice(&word.new);
+    }
 }
 
 /// Puts new bytes where the old ones must stand.

@@ -100,6 +100,12 @@ impl Host {
                 self.tables.add(rewrite.event.counter());
                 (Way::On, Some(out), false)
             }
+            Verdict::RewriteError(rewrite) => {
+                let mut out = frame.to_vec();
+                hand::rewrite_error(&mut out, &rewrite);
+                self.tables.add(Event::ErrorTranslated.counter());
+                (Way::On, Some(out), false)
+            }
         }
     }
 
@@ -117,6 +123,13 @@ impl Host {
                 let mut out = outer.to_vec();
                 out.extend(&frame[14..]);
                 self.tables.add(event.counter());
+                (Way::Back, Some(out))
+            }
+            MuxVerdict::TellTooBig { headers, length } => {
+                let mut out = headers.to_vec();
+                out.extend(&frame[14..]);
+                out.truncate(length);
+                self.tables.add(Event::ToldTooBig.counter());
                 (Way::Back, Some(out))
             }
         }
