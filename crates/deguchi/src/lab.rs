@@ -195,6 +195,7 @@ fn delete(command: &File) -> Result<ExitCode> {
     let lab = command.which.find()?;
     let lock = lab.place.lock()?;
     let outcomes = manifest::delete(&lab.store(), &documents)?;
+    fault::follow_routing(&lab)?;
     drop(lock);
     finish(&lab, &documents, &outcomes)
 }

@@ -4,7 +4,6 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use model::cluster::ClusterNetwork;
 use serde_json::json;
 
 use crate::host::Host;
@@ -14,6 +13,7 @@ use crate::namespace;
 use crate::process;
 use crate::ready;
 use crate::store::Key;
+use crate::view;
 use crate::wiring;
 
 /// How long a lost machine's own programs may take to be gone.
@@ -121,7 +121,8 @@ pub fn redeploy(lab: &mut Lab, host: Host, progress: Progress) -> Result<()> {
     process::end(&namespace::processes_in(&names))?;
     namespace::delete(&names)?;
     forget(lab, host)?;
-    // Its order goes with the node; a new one comes with the new machine.
+    // Its order goes with the node, and a new one comes with the new machine.
+    ready::controller_has_seen(lab)?;
     progress(&format!("installing {host} anew"));
     let deployment = lab.description.deployments.entry(host).or_insert(0);
     *deployment += 1;
@@ -129,6 +130,7 @@ pub fn redeploy(lab: &mut Lab, host: Host, progress: Progress) -> Result<()> {
     lab.description.killed.remove(&host);
     lab.save()?;
     wiring::build_node(&lab.place, lab.settings(), number)?;
+    follow_routing(lab)?;
     kubelet::register(&store, lab.settings(), host, deployment)?;
     if annotations.is_object() {
         store.change(&Key::cluster("Node", &host.to_string()), |node| {
@@ -144,14 +146,8 @@ pub fn redeploy(lab: &mut Lab, host: Host, progress: Progress) -> Result<()> {
     ready::in_force(lab)
 }
 
-/// Routes the nodes as the cluster's outbound type says, which a change may have turned.
+/// Routes the nodes as the cluster's objects say, which a change may have turned.
 pub fn follow_routing(lab: &Lab) -> Result<()> {
-    let network: Option<ClusterNetwork> = lab
-        .store()
-        .get(&Key::cluster("ClusterNetwork", "default"))?
-        .map(serde_json::from_value)
-        .transpose()
-        .context("ClusterNetwork default is damaged")?;
-    let outbound_type = network.unwrap_or_default().spec.outbound_type;
-    wiring::route_nodes(&lab.place, &lab.settings().nodes(), outbound_type)
+    let gateway = kubelet::node_gateway(&view::snapshot(&lab.store())?);
+    wiring::route_nodes(&lab.place, &lab.settings().nodes(), gateway)
 }

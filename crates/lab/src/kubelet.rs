@@ -2,10 +2,12 @@
 //! endpointslice controller, and whoever sets up muxes and address pools.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
 use model::cluster::OutboundType;
 use model::kubernetes::Service;
+use model::objects::Objects;
 use model::pods::{self, Pod};
 use serde_json::{Value, json};
 
@@ -27,6 +29,9 @@ pub fn populate(store: &FileStore, settings: &Settings) -> Result<()> {
         "apiVersion": OWN, "kind": "PublicIPPool", "metadata": {"name": "region"},
         "spec": {"prefixes": [host::PUBLIC_RANGE]},
     }))?;
+    if settings.outbound_type == OutboundType::UserDefinedRouting {
+        store.put(route_table())?;
+    }
     for mux in settings.muxes() {
         let Host::Mux(number) = mux else { continue };
         store.put(json!({
@@ -49,6 +54,42 @@ fn cluster_network(settings: &Settings) -> Value {
     json!({
         "apiVersion": OWN, "kind": "ClusterNetwork", "metadata": {"name": "default"}, "spec": spec,
     })
+}
+
+/// What the customer brings for user-defined routing: a default route to the appliance.
+fn route_table() -> Value {
+    let route = json!({
+        "addressPrefix": "0.0.0.0/0",
+        "nextHopType": "VirtualAppliance",
+        "nextHopIpAddress": Host::Appliance.address(),
+    });
+    let routes = json!([{"name": "default", "properties": route}]);
+    let spec = json!({"name": "nodes", "properties": {"routes": routes}});
+    json!({"apiVersion": OWN, "kind": "RouteTable", "metadata": {"name": "nodes"}, "spec": spec})
+}
+
+/// Where the nodes send what leaves the cluster: to the router, unless the cluster's routing is
+/// the customer's own.
+pub fn node_gateway(objects: &Objects) -> Ipv4Addr {
+    let tables = objects.resources.route_tables.values();
+    let mut routes = tables.flat_map(|table| &table.properties.routes);
+    let appliance = routes.find_map(|route| {
+        let properties = &route.properties;
+        let is_default = properties.address_prefix == "0.0.0.0/0";
+        let is_elsewhere = properties.next_hop_type.eq_ignore_ascii_case("VirtualAppliance");
+        let next_hop = properties.next_hop_ip_address.as_ref()?.parse().ok()?;
+        (is_default && is_elsewhere).then_some(next_hop)
+    });
+    if let Some(next_hop) = appliance {
+        return next_hop;
+    }
+    match objects.cluster().outbound_type {
+        OutboundType::UserDefinedRouting => Host::Appliance.address(),
+        OutboundType::LoadBalancer
+        | OutboundType::ManagedNatGateway
+        | OutboundType::UserAssignedNatGateway
+        | OutboundType::None => host::LAN_GATEWAY,
+    }
 }
 
 /// Registers a node and its pods. `deployment` counts how often the machine was installed anew:

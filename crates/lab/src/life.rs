@@ -14,7 +14,7 @@ use crate::place::Place;
 use crate::process;
 use crate::store::FileStore;
 use crate::wiring::{self, Settings};
-use crate::{attach, kubelet, namespace, ready};
+use crate::{attach, fault, kubelet, namespace, ready};
 
 /// How long-running work tells what it is at.
 pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
@@ -293,6 +293,7 @@ impl Lab {
         let store = FileStore::create(place.objects())?;
         kubelet::populate(&store, self.settings())?;
         kubelet::publish_endpoints(&store)?;
+        fault::follow_routing(self)?;
         progress("starting the controller, the agents and the muxes");
         for role in self.roles() {
             self.start(role)?;

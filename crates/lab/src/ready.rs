@@ -19,8 +19,8 @@ pub fn in_force(lab: &Lab) -> Result<()> {
     let deadline = Instant::now() + IN_FORCE_WITHIN;
     loop {
         let Some(outstanding) = outstanding(lab)? else { return Ok(()) };
-        if let Some(ended) = ended(lab) {
-            bail!("{}", ended);
+        if let Some(ended) = ended(lab, &lab.roles()) {
+            bail!("{ended}");
         }
         if Instant::now() > deadline {
             let seconds = IN_FORCE_WITHIN.as_secs();
@@ -30,16 +30,31 @@ pub fn in_force(lab: &Lab) -> Result<()> {
     }
 }
 
+/// Waits until the controller has acted on everything written so far.
+pub fn controller_has_seen(lab: &Lab) -> Result<()> {
+    let (store, deadline) = (lab.store(), Instant::now() + IN_FORCE_WITHIN);
+    let news = store.news();
+    while store.seen(&Role::Controller.name()) < news {
+        if let Some(ended) = ended(lab, &[Role::Controller]) {
+            bail!("{ended}");
+        }
+        if Instant::now() > deadline {
+            bail!("the controller does not act; see {}", logs(lab));
+        }
+        std::thread::sleep(TICK);
+    }
+    Ok(())
+}
+
 fn logs(lab: &Lab) -> String {
     lab.place.directory().join("logs").display().to_string()
 }
 
 /// A process that should run and does not, with the last it said.
-fn ended(lab: &Lab) -> Option<String> {
+fn ended(lab: &Lab, roles: &[Role]) -> Option<String> {
     let records = lab.place.records();
-    let role = lab
-        .roles()
-        .into_iter()
+    let role = roles
+        .iter()
         .find(|role| records.get(&role.name()).is_none_or(|record| !record.is_alive()))?;
     let log = lab.place.log(&role.name());
     let text = std::fs::read_to_string(&log).unwrap_or_default();

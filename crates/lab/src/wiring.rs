@@ -13,6 +13,8 @@
 //!     +--- appliance (eth0) 10.1.0.9
 //! ```
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Context, Result, bail};
 use model::cluster::{LoadBalancerSku, OutboundType};
 use serde::{Deserialize, Serialize};
@@ -302,7 +304,7 @@ fn up(place: &Place, settings: &Settings, host: Host) -> Result<()> {
         Host::Node(number) => {
             lines.push(format!("addr add {}/24 dev eth0", host.address()));
             lines.push("link set eth0 up".to_owned());
-            lines.push(default_route(settings.outbound_type));
+            lines.push(default_route(host::LAN_GATEWAY));
             lines.push(format!("route add 10.2.0.0/16 via {}", host::LAN_GATEWAY));
             for other in settings.nodes().into_iter().filter(|other| *other != host) {
                 let Host::Node(other_number) = other else { continue };
@@ -333,24 +335,16 @@ fn mux_route(mux: u8) -> String {
     format!("route replace default via {} mtu 1500", host::mux_gateway(mux))
 }
 
-/// Where a node sends what is not for the cluster: to the router, or to the customer's appliance.
-/// Larger packets than the outside takes would only be cut up by the router.
-fn default_route(outbound_type: OutboundType) -> String {
-    let gateway = match outbound_type {
-        OutboundType::UserDefinedRouting => Host::Appliance.address(),
-        OutboundType::LoadBalancer
-        | OutboundType::ManagedNatGateway
-        | OutboundType::UserAssignedNatGateway
-        | OutboundType::None => host::LAN_GATEWAY,
-    };
+/// A node's way out. Larger packets than the outside takes would only be cut up by the router.
+fn default_route(gateway: Ipv4Addr) -> String {
     format!("route replace default via {gateway} mtu 1500")
 }
 
-/// Points the nodes' default routes to where `outbound_type` sends them.
-pub fn route_nodes(place: &Place, nodes: &[Host], outbound_type: OutboundType) -> Result<()> {
-    nodes.iter().try_for_each(|node| {
-        command::ip(Some(&place.namespace(*node)), &[default_route(outbound_type)])
-    })
+/// Points the nodes' default routes to `gateway`.
+pub fn route_nodes(place: &Place, nodes: &[Host], gateway: Ipv4Addr) -> Result<()> {
+    nodes
+        .iter()
+        .try_for_each(|node| command::ip(Some(&place.namespace(*node)), &[default_route(gateway)]))
 }
 
 /// The appliance's own translation, which is none of ours.
