@@ -2,10 +2,16 @@
 //! connections open, downloads.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect, setsockopt, socket,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::echo::Seen;
 use crate::host::Host;
@@ -31,6 +37,24 @@ impl Connection {
     /// Connects from the calling thread's own namespace.
     pub fn open_here(to: SocketAddr) -> Result<Connection> {
         let stream = TcpStream::connect_timeout(&to, ANSWER_WITHIN).context("cannot connect")?;
+        Connection::over(stream, to)
+    }
+
+    /// Connects from the calling thread's own namespace and from a given address of it.
+    pub fn open_from(source: Ipv4Addr, to: SocketAddrV4, patience: Duration) -> Result<Connection> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Tcp)
+            .context("cannot open a socket")?;
+        // The time that a connection may take is that of a first write.
+        let limit = TimeVal::milliseconds(i64::try_from(patience.as_millis())?);
+        setsockopt(&socket, SendTimeout, &limit).context("cannot set a timeout")?;
+        let from = SockaddrIn::from(SocketAddrV4::new(source, 0));
+        bind(socket.as_raw_fd(), &from).with_context(|| format!("cannot use {source}"))?;
+        connect(socket.as_raw_fd(), &SockaddrIn::from(to)).context("cannot connect")?;
+        Connection::over(TcpStream::from(socket), to.into())
+    }
+
+    fn over(stream: TcpStream, to: SocketAddr) -> Result<Connection> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_WITHIN))?;
         stream.set_write_timeout(Some(ANSWER_WITHIN))?;

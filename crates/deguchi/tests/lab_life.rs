@@ -1,0 +1,161 @@
+//! Labs begin, end, are killed half-way and stand side by side. Needs root.
+
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ::lab::client;
+use ::lab::process;
+use lab::{DEGUCHI, TestLab, deguchi, done, eventually, pod, refused, server, service};
+
+mod lab;
+
+#[test]
+fn two_labs_stand_side_by_side() {
+    let one = TestLab::up("one", &["--sku", "basic", "--seed", "1", "--nodes", "1"]);
+    let two = TestLab::up("two", &["--sku", "basic", "--seed", "2", "--nodes", "1"]);
+    let seen =
+        |lab: &TestLab| client::seen(&lab.place(), pod(1, 1), server(80).into()).unwrap().address;
+    assert_ne!(seen(&one), seen(&two));
+    let before = seen(&two);
+    drop(one);
+    assert_eq!(seen(&two), before);
+}
+
+#[test]
+fn a_name_in_use_is_refused_and_the_lab_left_alone() {
+    let lab = TestLab::up("inuse", &["--nodes", "1"]);
+    let controller = lab.pid("controller");
+    let error = refused(&lab.lab(&["up"]));
+    assert!(error.contains("is up") && error.contains("lab down"), "{error}");
+    assert_eq!(lab.pid("controller"), controller);
+    client::seen(&lab.place(), pod(1, 1), server(80).into()).unwrap();
+}
+
+#[test]
+fn killed_processes_cut_nothing_and_the_next_up_cleans_up() {
+    let lab = TestLab::up("killed", &["--sku", "basic", "--nodes", "1"]);
+    let to = server(80).into();
+    let mut connection = client::Connection::open(&lab.place(), pod(1, 1), to).unwrap();
+    let first = connection.ask().unwrap();
+    let pids = ["controller", "node1", "mux1", "mux2"].map(|process| lab.pid(process));
+    process::end(&BTreeSet::from(pids)).unwrap();
+    assert_eq!(connection.ask().unwrap(), first);
+    assert_eq!(client::seen(&lab.place(), pod(1, 1), to).unwrap().address, first.address);
+    done(&lab.lab(&["up", "--sku", "basic", "--nodes", "1"]));
+    client::seen(&lab.place(), pod(1, 1), to).unwrap();
+}
+
+#[test]
+fn an_up_that_is_killed_anywhere_leaves_nothing_that_down_does_not_find() {
+    let name = format!("half{}", std::process::id());
+    let start = Instant::now();
+    let mut delay = Duration::from_millis(10);
+    // Each time later, until one is finished before it is killed.
+    loop {
+        let mut up = Command::new(DEGUCHI)
+            .args(["lab", "up", "--name", &name, "--nodes", "1"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(delay);
+        let finished = up.try_wait().unwrap().is_some();
+        up.kill().unwrap();
+        up.wait().unwrap();
+        done(&deguchi(&["lab", "down", "--name", &name]));
+        assert_eq!(lab::left_of(&name), [""; 0], "killed after {delay:?}");
+        if finished || start.elapsed() > Duration::from_secs(40) {
+            return;
+        }
+        delay = delay * 2;
+    }
+}
+
+#[test]
+fn a_redeployed_node_is_another_machine_and_its_flows_end() {
+    let lab = TestLab::up("redeploy", &["--sku", "basic", "--nodes", "2"]);
+    let uid = |lab: &TestLab| lab.get("nodes")[0]["metadata"]["uid"].clone();
+    let (to, old) = (server(80).into(), uid(&lab));
+    let first = client::seen(&lab.place(), pod(1, 1), to).unwrap();
+    let mut other = client::Connection::open(&lab.place(), pod(2, 1), to).unwrap();
+    let other_first = other.ask().unwrap();
+    done(&lab.lab(&["redeploy", "node1"]));
+    assert_ne!(uid(&lab), old);
+    let second = client::seen(&lab.place(), pod(1, 1), to).unwrap();
+    assert_ne!(first.address, second.address);
+    assert_eq!(other.ask().unwrap(), other_first, "a flow of another node");
+}
+
+#[test]
+fn mistakes_are_told_in_one_line_and_change_nothing() {
+    let lab = TestLab::up("wrong", &["--nodes", "1"]);
+    for (output, said) in [
+        (lab.lab(&["exec", "pod1-9", "--", "true"]), "did you mean pod1-"),
+        (lab.lab(&["kill", "mux9"]), "did you mean mux"),
+        (lab.lab(&["redeploy", "mux1"]), "nodes can"),
+        (lab.lab(&["get", "loadbalancer5"]), "did you mean loadbalancers?"),
+        (lab.apply("kind: ["), "is not YAML"),
+        (lab.apply(&service("web", "  ports: [{port: 80, protocol: TPC}]\n")), "not YAML"),
+        (lab.delete(&service("web", "")), "does not exist"),
+        (deguchi(&["explain", "--name", lab.name(), "pod1-11"]), "did you mean pod1-1?"),
+        (deguchi(&["lab", "status", "--name", "nosuchlab"]), "no lab called"),
+        (deguchi(&["lab", "up", "--name", "A/b"]), "cannot name a lab"),
+        (deguchi(&["lab", "up", "--name", "big", "--mtu", "9000"]), "1280 to 3506"),
+    ] {
+        let error = refused(&output);
+        assert!(error.contains(said), "{said:?} is not in {error:?}");
+    }
+    assert_eq!(lab.get("services").len(), 0);
+    assert_eq!(lab.exec("pod1-1", &["sh", "-c", "exit 7"]).status.code(), Some(7));
+}
+
+#[test]
+fn without_root_nothing_is_begun() {
+    let name = format!("noroot{}", std::process::id());
+    // The binary's own folder may be closed to others.
+    let copy = std::env::temp_dir().join(format!("deguchi-{name}"));
+    std::fs::copy(DEGUCHI, &copy).unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+        .arg(&copy)
+        .args(["lab", "up", "--name", &name])
+        .output()
+        .unwrap();
+    std::fs::remove_file(copy).unwrap();
+    assert!(refused(&output).contains("needs root"));
+    assert_eq!(lab::left_of(&name), [""; 0]);
+}
+
+#[test]
+fn every_command_of_the_lab_has_help_with_an_example() {
+    let commands = [
+        "up", "down", "status", "apply", "delete", "get", "exec", "redeploy", "kill", "start",
+        "replay",
+    ];
+    for command in commands {
+        let help = done(&deguchi(&["lab", command, "--help"]));
+        assert!(help.contains("Example"), "{command}: {help}");
+    }
+    for command in ["explain", "echo", "lab"] {
+        assert!(done(&deguchi(&[command, "--help"])).contains("Example"), "{command}");
+    }
+}
+
+#[test]
+fn a_change_is_in_force_when_apply_returns() {
+    let lab = TestLab::up("force", &["--sku", "basic", "--nodes", "2"]);
+    for _ in 0..3 {
+        done(&lab.apply(&service("web", "")));
+        let external = lab.external_ip("web");
+        let seen = client::seen(&lab.place(), pod(2, 1), server(80).into()).unwrap();
+        assert_eq!(seen.address, std::net::IpAddr::from(external));
+        done(&lab.delete(&service("web", "")));
+        let seen = client::seen(&lab.place(), pod(2, 1), server(80).into()).unwrap();
+        assert_ne!(seen.address, std::net::IpAddr::from(external));
+    }
+    eventually("quiet", Duration::from_secs(5), || match lab.get("loadbalancers").len() {
+        0 => Ok(()),
+        count => Err(count),
+    });
+}
