@@ -183,10 +183,11 @@ fn apply(command: &File) -> Result<ExitCode> {
     let documents = command.read()?;
     let lab = command.which.find()?;
     let lock = lab.place.lock()?;
+    let events = lab.store().events()?;
     let outcomes = manifest::apply(&lab.store(), &documents)?;
     fault::follow_routing(&lab)?;
     drop(lock);
-    finish(&lab, &documents, &outcomes)
+    finish(&lab, &documents, &outcomes, &events)
 }
 
 fn delete(command: &File) -> Result<ExitCode> {
@@ -194,10 +195,11 @@ fn delete(command: &File) -> Result<ExitCode> {
     let documents = command.read()?;
     let lab = command.which.find()?;
     let lock = lab.place.lock()?;
+    let events = lab.store().events()?;
     let outcomes = manifest::delete(&lab.store(), &documents)?;
     fault::follow_routing(&lab)?;
     drop(lock);
-    finish(&lab, &documents, &outcomes)
+    finish(&lab, &documents, &outcomes, &events)
 }
 
 /// Waits until a change is in force, and says what it was.
@@ -205,8 +207,19 @@ fn finish(
     lab: &life::Lab,
     documents: &[manifest::Document],
     outcomes: &[manifest::Outcome],
+    events_before: &[serde_json::Value],
 ) -> Result<ExitCode> {
     ready::in_force(lab)?;
+    for event in lab.store().events()? {
+        let is_new = event["type"] == "Warning" && !events_before.contains(&event);
+        let is_about = documents.iter().any(|document| document.is_object_of(&event));
+        if let (true, Some(message)) = (is_new && is_about, event["message"].as_str()) {
+            print::progress(&format!(
+                "{}: {message}",
+                event["object"]["name"].as_str().unwrap_or("")
+            ));
+        }
+    }
     let mut text = String::new();
     for (document, outcome) in documents.iter().zip(outcomes) {
         text.push_str(&format!("{} {}\n", document.name(), outcome.as_str()));

@@ -4,9 +4,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, anyhow, bail};
+use model::kubernetes::Service;
 use model::objects::{Kind, Object};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::host;
 use crate::kubelet;
@@ -52,6 +53,14 @@ impl Document {
     /// `service/web`, as kubectl names things.
     pub fn name(&self) -> String {
         format!("{}/{}", self.kind.as_str().to_lowercase(), self.key.name)
+    }
+
+    /// Whether an event is about this object.
+    pub fn is_object_of(&self, event: &Value) -> bool {
+        let object = &event["object"];
+        object["kind"] == self.key.kind
+            && object["name"] == self.key.name
+            && object["namespace"] == self.key.namespace
     }
 }
 
@@ -135,7 +144,7 @@ fn check(mut value: Value) -> Result<Document> {
 }
 
 /// What an API server would refuse and the planner therefore never sees.
-fn check_service(service: &model::kubernetes::Service) -> Result<()> {
+fn check_service(service: &Service) -> Result<()> {
     let spec = &service.spec;
     let kinds = ["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"];
     let kind = spec.service_type.as_deref().unwrap_or("ClusterIP");
@@ -197,6 +206,11 @@ fn known_node(store: &FileStore, key: &Key) -> Result<()> {
 }
 
 fn apply_one(store: &FileStore, document: &Document) -> Result<Outcome> {
+    let mut document = document.clone();
+    if document.kind == Kind::Service {
+        fill_in(store, &document.key, &mut document.value)?;
+    }
+    let document = &document;
     let mut before = None;
     let after = store.change(&document.key, |object| {
         before = Some(object.clone());
@@ -215,6 +229,56 @@ fn apply_one(store: &FileStore, document: &Document) -> Result<Outcome> {
             Ok(Outcome::Created)
         }
     }
+}
+
+/// What an API server fills into a Service: its type and its node ports, which it keeps once they
+/// are given.
+fn fill_in(store: &FileStore, key: &Key, value: &mut Value) -> Result<()> {
+    let read = |value: &Value| -> Result<Service> {
+        serde_json::from_value(value.clone()).with_context(|| key.to_string())
+    };
+    let mut services = Vec::new();
+    let mut old = None;
+    for stored in store.list("Service")? {
+        let service = read(&stored)?;
+        if Key::of(&stored)? == *key {
+            old = Some(service);
+        } else {
+            services.push(service);
+        }
+    }
+    let mut new = read(value)?;
+    new.metadata.uid = None;
+    new.spec.service_type.get_or_insert_with(|| "ClusterIP".to_owned());
+    if let Some(old) = old {
+        for port in new.spec.ports.iter_mut().filter(|port| port.node_port.is_none()) {
+            let same = old
+                .spec
+                .ports
+                .iter()
+                .find(|other| (other.port, &other.protocol) == (port.port, &port.protocol));
+            port.node_port = same.and_then(|port| port.node_port);
+        }
+        if new.spec.health_check_node_port.is_none() {
+            new.spec.health_check_node_port = old.spec.health_check_node_port;
+        }
+    }
+    services.push(new);
+    model::planner::defaults::fill(&mut services);
+    let Some(filled) = services.pop() else { return Ok(()) };
+    let spec = &mut value["spec"];
+    spec["type"] = json!(filled.spec.service_type);
+    for (index, port) in filled.spec.ports.iter().enumerate() {
+        if let Some(node_port) = port.node_port {
+            spec["ports"][index]["nodePort"] = json!(node_port);
+        }
+    }
+    if let Some(port) = filled.spec.health_check_node_port
+        && filled.spec.external_traffic_policy.as_deref() == Some("Local")
+    {
+        spec["healthCheckNodePort"] = json!(port);
+    }
+    Ok(())
 }
 
 /// What a person may say about an object; the rest is for those who work on it.
