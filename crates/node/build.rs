@@ -32,6 +32,8 @@ fn build() -> Result<(), String> {
     }
     let mut cargo = toolchain()?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo gave no OUT_DIR")?);
+    // OUT_DIR is <target>/<profile>/build/<package>/out.
+    let shared = out.ancestors().nth(4).unwrap_or(&out).join("ebpf");
     // The flags of the outer build are meant for the host and would change its compiler too.
     for variable in
         ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET", "RUSTDOC"]
@@ -41,19 +43,36 @@ fn build() -> Result<(), String> {
     cargo
         .args(["build", "--release", "--package", "ebpf", "--target", TARGET])
         .args(["--manifest-path", "../ebpf/Cargo.toml"])
-        // A directory of its own: the outer cargo holds the lock of the usual one.
+        // A directory of its own, since the outer cargo holds the lock of the usual one; the same
+        // for every profile, so that the programs are built once.
         .arg("--target-dir")
-        .arg(out.join("ebpf"))
+        .arg(&shared)
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
             ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Cdebuginfo=2"].join("\x1f"),
         );
     let status = cargo.status().map_err(|error| format!("cannot start cargo: {error}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("the kernel programs do not build: {status}"))
+    if !status.success() {
+        return Err(format!("the kernel programs do not build: {status}"));
     }
+    let built = shared.join(TARGET).join("release");
+    let kept = out.join("ebpf").join(TARGET).join("release");
+    copy_programs(&built, &kept)
+        .map_err(|error| format!("cannot copy the kernel programs to {}: {error}", kept.display()))
+}
+
+/// Copies the files that cargo leaves at the top: one for each program.
+fn copy_programs(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_program = !name.to_string_lossy().contains('.');
+        if is_program && entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), to.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 fn toolchain() -> Result<Command, String> {
