@@ -30,6 +30,10 @@ pub const CLIENTS_MAX: usize = 4096;
 /// Destinations that are told apart until the next report; further ones are counted as one.
 pub const DESTINATIONS_MAX: usize = 1024;
 
+/// How long an answer waits. Its client may still be inside `connect()` on another CPU; a socket
+/// that is locked drops the message and learns of it a second later, by its retransmission.
+const UNLOCKED_AFTER: Duration = Duration::from_millis(1);
+
 /// ICMP destination unreachable, communication administratively prohibited (RFC 1812, 5.2.7.1).
 const UNREACHABLE: u8 = 3;
 const PROHIBITED: u8 = 13;
@@ -88,6 +92,7 @@ pub fn start(
             if poll(&mut ready, PollTimeout::from(200u8)).is_err() {
                 thread::sleep(Duration::from_millis(200));
             }
+            thread::sleep(UNLOCKED_AFTER);
             // BOUND: at most as many as the ring holds, then the flag is looked at again.
             for _ in 0..4096 {
                 let Some(item) = ring.next() else { break };
