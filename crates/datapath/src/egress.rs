@@ -21,6 +21,8 @@ type Address = [u8; 4];
 
 /// Steps of one search: a port tried, a segment left, or a summary bit put right each.
 pub const STEPS: u32 = 64;
+/// Tries by chance that may meet gaps of the holding before the destination is watched.
+pub const MISSES_MAX: u32 = 16;
 
 /// Decides about one frame that leaves by the uplink; `now` is the monotonic clock in
 /// nanoseconds.
@@ -204,7 +206,9 @@ fn judge<T: AgentTables<V4>>(
         }
         return false;
     }
-    if opens && flow::closing(half, peer) {
+    // Only the side that opened it may open it again.
+    let opener = if half.kind == FlowKind::Outbound as u8 { Side::Egress } else { Side::Ingress };
+    if opens && key.side == opener as u8 && flow::closing(half, peer) {
         half.marks.set(0);
         if let Some(peer) = peer {
             peer.marks.set(0);
@@ -335,8 +339,10 @@ fn open<P: Packet + ?Sized, T: AgentTables<V4>>(
         return Err(Drop::NoLease);
     }
     let row = watched(tables, fingerprint);
-    let search = tables
-        .repeat(STEPS, Search { row, fingerprint, segment: 0, wanted, end: Outcome::Looking });
+    let search = tables.repeat(
+        STEPS,
+        Search { row, fingerprint, segment: 0, misses: 0, wanted, end: Outcome::Looking },
+    );
     let wanted = search.wanted;
     let found = match search.end {
         Outcome::Found => wanted.place,
@@ -460,6 +466,8 @@ struct Search {
     fingerprint: u64,
     /// Index of the segment that is being searched.
     segment: u32,
+    /// Tries that met a position which is not the node's to use.
+    misses: u32,
     wanted: Wanted,
     end: Outcome,
 }
@@ -511,7 +519,8 @@ impl Search {
             end => return end,
         }
         self.wanted.random = hash::spread(self.fingerprint, [self.wanted.random, 0]);
-        if self.row == 0 {
+        self.misses += !self.wanted.collided as u32;
+        if self.row == 0 && (self.wanted.collided || self.misses >= MISSES_MAX) {
             self.row = watch(tables, self.fingerprint);
         }
         if self.wanted.collided {

@@ -68,6 +68,9 @@ pub fn expired<A>(half: &Flow<A>, peer: Option<&Flow<A>>, protocol: u8, now: Tic
 }
 
 /// How long a flow may be silent in the state that its halves' marks show.
+///
+/// A handshake is complete when both sides have sent a SYN and one of them something after it: the
+/// side that opened owes the last acknowledgement, the other one may stay silent for long.
 #[inline(always)]
 pub const fn limit(ours: u32, theirs: u32, idle: u32, protocol: u8) -> Ticks {
     if protocol != protocol::TCP {
@@ -78,8 +81,8 @@ pub const fn limit(ours: u32, theirs: u32, idle: u32, protocol: u8) -> Ticks {
         RESET
     } else if either & mark::FIN != 0 {
         CLOSING
-    } else if ours & theirs & mark::SYN != 0 && either & mark::DATA == 0
-        || (ours & theirs & mark::DATA == 0 && either & mark::SYN != 0)
+    } else if either & mark::SYN != 0
+        && !(ours & theirs & mark::SYN != 0 && either & mark::DATA != 0)
     {
         HALF_OPEN
     } else {
