@@ -41,6 +41,8 @@ pub const TURN: Duration = Duration::from_millis(250);
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How often a pass through the flow table begins.
 pub const PASS_EVERY: Duration = Duration::from_secs(1);
+/// Ports in use are reported at once when they pass a multiple of this.
+const USED_PORTS_STEP: u32 = 64;
 /// How often the attachment is looked after.
 pub const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// TCP connections from before the first attach are left alone this long, unless told otherwise.
@@ -357,10 +359,17 @@ impl<'a> Agent<'a> {
         })
     }
 
-    /// Whether the last report says the same, but for the time.
+    /// Whether the last report says nearly the same. The time can wait for the next heartbeat, and
+    /// so can a small change of what is in use.
     fn has_said(&self, status: &NodeNetworkStatus) -> bool {
         self.said.as_ref().is_some_and(|said| {
-            *status == NodeNetworkStatus { heartbeat: status.heartbeat, ..said.clone() }
+            let step = |status: &NodeNetworkStatus| status.used_ports.div_ceil(USED_PORTS_STEP);
+            let nearly = NodeNetworkStatus {
+                heartbeat: status.heartbeat,
+                used_ports: status.used_ports,
+                ..said.clone()
+            };
+            *status == nearly && step(status) == step(said)
         })
     }
 

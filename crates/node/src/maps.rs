@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use crate::{
     pins::Pins,
-    raw::{self, Cursor, PositionsMemory, Raw},
+    raw::{self, Batch, Cursor, PositionsMemory, Raw},
 };
 
 /// An IPv4 address in wire order.
@@ -125,11 +125,7 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     }
 
     /// Some rows from `cursor` on, and where to go on.
-    pub fn batch(
-        &self,
-        cursor: Cursor,
-        rows_max: u32,
-    ) -> Result<(Vec<(K, V)>, Option<Cursor>), TableError> {
+    pub fn batch(&self, cursor: Cursor, rows_max: u32) -> Result<Batch<K, V>, TableError> {
         raw::batch(self.data().fd().as_fd(), cursor, rows_max)
             .map_err(|error| TableError::new(self.name, error))
     }

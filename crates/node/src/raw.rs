@@ -93,13 +93,15 @@ fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor(Option<u32>);
 
-/// Reads up to `max` rows of a hash map or an array from `cursor` on, in one call. The second value
-/// is where to go on, or nothing at the end.
+/// Rows, and where to go on; nothing at the end.
+pub type Batch<K, V> = (Vec<(K, V)>, Option<Cursor>);
+
+/// Reads up to `max` rows of a hash map or an array from `cursor` on, in one call.
 pub fn batch<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     cursor: Cursor,
     max: u32,
-) -> io::Result<(Vec<(K, V)>, Option<Cursor>)> {
+) -> io::Result<Batch<K, V>> {
     let mut keys = Vec::<K>::with_capacity(max as usize);
     let mut values = Vec::<V>::with_capacity(max as usize);
     let mut next = 0u32;

@@ -5,6 +5,7 @@ mod wire;
 
 use std::{
     env,
+    io::{BufRead, BufReader},
     path::Path,
     process::{self, Command, Stdio},
     thread,
@@ -16,6 +17,10 @@ use aya::programs::{
     tc::{NlOptions, TcAttachOptions},
 };
 use datapath::tables::MuxSettings;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use node::{
     attach::{self, AttachError, Attached, TcWay, XdpWay},
     counters,
@@ -23,6 +28,7 @@ use node::{
     maps::{AgentMaps, MuxMaps},
     pins::{Pins, PinsError, Role},
     raw::Raw,
+    stop::Stop,
 };
 use wire::{UPLINK, Wire};
 
@@ -144,6 +150,35 @@ fn loader_that_waits_to_be_killed() {
     let mut loaded = load::load(pins, Role::Agent, &SIZES).unwrap();
     attach::attach_agent(&mut loaded.ebpf, &loaded.pins, UPLINK, TcWay::Tcx).unwrap();
     thread::sleep(Duration::from_secs(60));
+}
+
+#[test]
+fn sigterm_sets_the_flag_that_loops_look_at() {
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "process_that_waits_for_sigterm",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(said.any(|line| line.unwrap().contains("waiting")));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(said.any(|line| line.unwrap().contains("told to stop")));
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+#[ignore = "started by sigterm_sets_the_flag_that_loops_look_at"]
+fn process_that_waits_for_sigterm() {
+    let stop = Stop::on_signals().unwrap();
+    println!("waiting");
+    eventually("SIGTERM comes", || stop.is_set());
+    println!("told to stop");
 }
 
 #[test]
