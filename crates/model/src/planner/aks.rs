@@ -13,6 +13,7 @@ use super::config::ProviderConfig;
 use super::engine::note_change;
 use super::names::{self, Family};
 use super::public_ips;
+use super::removal;
 use super::service::with_members;
 use super::state::State;
 use super::{ClusterPlan, Plan, PlanInput, aks_profile};
@@ -342,7 +343,7 @@ fn set_outbound_rules(
     let members = service_nodes(nodes, config);
     set_pool(state, config, &key, &balancer_id, &pool, &members);
     stale.retain(|name| !kept.contains(name));
-    remove_outbound_frontends(state, &key, &stale);
+    remove_outbound_frontends(state, config, &key, &stale);
 }
 
 fn as_u32(value: Option<i64>, default: u32) -> u32 {
@@ -444,7 +445,10 @@ fn managed_ips(
         })
         .collect();
     present.sort();
-    let mut keys: Vec<String> = present.into_iter().map(|(_, _, key)| key).take(count).collect();
+    present.truncate(count);
+    // Who uses them says which are kept, not in which order they stand.
+    present.sort_by(|a, b| (a.1, &a.2).cmp(&(b.1, &b.2)));
+    let mut keys: Vec<String> = present.into_iter().map(|(_, _, key)| key).collect();
     let suffix = if family == Family::V6 { "-ipv6" } else { "" };
     let mut number = 1;
     // BOUND: every number is either taken by a public IP or taken now.
@@ -468,7 +472,12 @@ fn managed_ips(
 }
 
 /// Removes outbound frontends that nothing uses, and their public IPs if those were managed here.
-fn remove_outbound_frontends(state: &mut State, key: &str, frontends: &[String]) {
+fn remove_outbound_frontends(
+    state: &mut State,
+    config: &ProviderConfig,
+    key: &str,
+    frontends: &[String],
+) {
     for name in frontends {
         let Some(balancer) = state.balancers.get(key) else { return };
         let Some(frontend) = balancer.frontends.get(name) else { continue };
@@ -476,7 +485,7 @@ fn remove_outbound_frontends(state: &mut State, key: &str, frontends: &[String])
             continue;
         }
         let ip = frontend.properties.public_ip_address.clone();
-        state.remove_frontend(key, name);
+        removal::remove_frontend_if_unused(state, config, key, name);
         let Some(ip) = ip else { continue };
         remove_managed_ip(state, &ip.name().to_lowercase(), MANAGED_OUTBOUND);
     }
@@ -507,7 +516,7 @@ fn remove_outbound_rules(state: &mut State, config: &ProviderConfig) {
             .collect();
         state.remove_outbound_rule(&key, &name);
         state.remove_pool(&key, &format!("{}{suffix}", names::AKS_OUTBOUND_POOL));
-        remove_outbound_frontends(state, &key, &frontends);
+        remove_outbound_frontends(state, config, &key, &frontends);
     }
     state.remove_balancer_if_bare(&key);
 }

@@ -11,6 +11,7 @@ use super::config::ProviderConfig;
 use super::intent::Intent;
 use super::names::{self, Family};
 use super::public_ips;
+use super::removal::{self, Owner, Owners};
 use super::security_group::Claims;
 use super::service::{self, Backends};
 use super::state::State;
@@ -33,7 +34,7 @@ pub struct Planner {
     backends: Backends,
     services: BTreeMap<String, Known>,
     /// Which Service owns what starts with a prefix (in lower case).
-    owners: BTreeMap<String, String>,
+    owners: Owners,
     has_nodes: bool,
     cluster: Option<ClusterPlan>,
 }
@@ -82,7 +83,7 @@ impl Planner {
             config,
             backends: Backends::default(),
             services: BTreeMap::new(),
-            owners: BTreeMap::new(),
+            owners: Owners::new(),
             has_nodes: false,
             cluster: None,
         };
@@ -251,7 +252,8 @@ impl Planner {
         for (_, key, service, _) in &wanted {
             let uid = service.metadata.uid.as_deref().unwrap_or_default();
             let prefix = names::service_prefix(uid).to_lowercase();
-            self.owners.entry(prefix).or_insert_with(|| key.clone());
+            let owner = Owner { key: key.clone(), frontends: None };
+            self.owners.entry(prefix).or_insert(owner);
         }
         self.remove_gone(&wanted, &leaving, &places, &input.told, step);
         for service in leaving {
@@ -322,14 +324,14 @@ impl Planner {
         for internal in [false, true] {
             let name = self.config.load_balancer(internal);
             let Some(balancer) = self.state.balancer(&name) else { continue };
-            let frontends = balancer.frontends.iter().map(|frontend| frontend.name.as_str());
-            let of_frontends = frontends
-                .filter(|name| names::is_service_frontend(name))
-                .filter_map(|name| name.split('-').next());
+            let of_frontends = balancer
+                .frontends
+                .iter()
+                .filter_map(|frontend| removal::frontend_owner(frontend, &self.config));
             let rules = balancer.rules.iter().filter_map(|rule| names::rule_owner(&rule.name));
-            for prefix in of_frontends.chain(rules) {
+            for prefix in of_frontends.chain(rules.map(str::to_lowercase)) {
                 let next = places.len();
-                places.entry(prefix.to_lowercase()).or_insert(next);
+                places.entry(prefix).or_insert(next);
             }
         }
         places
@@ -363,7 +365,7 @@ impl Planner {
                 continue;
             }
             let owner = self.owner_of(prefix);
-            let kept = service::remove(
+            let kept = removal::remove(
                 &mut self.state,
                 &self.config,
                 prefix,
@@ -378,7 +380,7 @@ impl Planner {
         for key in gone {
             let none = Claims::new();
             let owners = &self.owners;
-            service::remove(&mut self.state, &self.config, "", Some(&key), &none, owners);
+            removal::remove(&mut self.state, &self.config, "", Some(&key), &none, owners);
             let events = warnings.remove(&key.to_lowercase()).unwrap_or_default();
             step.services.insert(key, deleted(events));
         }
@@ -419,10 +421,10 @@ impl Planner {
     /// Removes a known Service; returns warnings.
     fn remove(&mut self, key: &str) -> Vec<String> {
         let known = self.services.remove(key).unwrap_or_default();
-        if self.owners.get(&known.prefix.to_lowercase()).is_some_and(|owner| owner == key) {
+        if self.owners.get(&known.prefix.to_lowercase()).is_some_and(|owner| owner.key == key) {
             self.owners.remove(&known.prefix.to_lowercase());
         }
-        service::remove(
+        removal::remove(
             &mut self.state,
             &self.config,
             &known.prefix,
@@ -439,11 +441,14 @@ impl Planner {
             Ok(intent) => intent,
             Err(refusal) => return Outcome::refused(refusal),
         };
-        let owner = self.owners.entry(intent.prefix.to_lowercase()).or_insert(key.clone());
-        if *owner != key {
+        let prefix = intent.prefix.to_lowercase();
+        let new = || Owner { key: key.clone(), frontends: None };
+        let owner = self.owners.entry(prefix.clone()).or_insert_with(new);
+        if owner.key != key {
             return Outcome::refused(Refusal(format!(
-                "metadata.uid: starts with the same 31 digits as that of Service {owner}, so that \
-                 both would own what is named by them: create one of the two anew"
+                "metadata.uid: starts with the same 31 digits as that of Service {}, so that both \
+                 would own what is named by them: create one of the two anew",
+                owner.key
             )));
         }
         let old = self.services.get(&key).map(|known| known.claims.clone()).unwrap_or_default();
@@ -454,6 +459,11 @@ impl Planner {
                 return Outcome { warnings: intent.warnings, ..Outcome::refused(refusal) };
             }
         };
+        let balancer = decision.balancer.to_lowercase();
+        let frontends = decision.placements.iter();
+        let frontends =
+            frontends.map(|place| (balancer.clone(), place.frontend.to_lowercase())).collect();
+        self.owners.insert(prefix, Owner { key: key.clone(), frontends: Some(frontends) });
         self.state.is_touched = false;
         let given = service::apply(
             &mut self.state,

@@ -40,6 +40,7 @@ pub mod names;
 pub mod ordered;
 pub mod probes;
 pub mod public_ips;
+pub mod removal;
 pub mod rules;
 pub mod security_group;
 pub mod service;

@@ -2,7 +2,7 @@
 //! is decided and checked, then everything is edited: a Service that is refused has changed
 //! nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::access;
@@ -14,16 +14,14 @@ use super::intent::{Intent, PublicSource};
 use super::limits;
 use super::names::{self, Family};
 use super::public_ips;
+use super::removal::{self, Owners};
 use super::rules;
 use super::security_group::{Claims, claims};
-use super::state::{State, owned, private_address};
+use super::state::{Balancer, State, owned, private_address};
 use crate::resources::{
     BackendAddress, BackendAddressPool, BackendAddressPoolProperties, LoadBalancingRule, Probe,
     SubResource,
 };
-
-/// Which Service owns what starts with a prefix (in lower case).
-pub type Owners = BTreeMap<String, String>;
 
 /// The nodes as the planner sees them.
 #[derive(Debug, Clone, Default)]
@@ -48,10 +46,14 @@ impl Backends {
 
 /// Everything that a Service will have, decided and checked.
 pub struct Decision {
-    balancer: String,
-    placements: Vec<Placement>,
-    rules: Vec<LoadBalancingRule>,
-    probes: Vec<Probe>,
+    /// Name of the load balancer.
+    pub balancer: String,
+    /// The frontend of each family.
+    pub placements: Vec<Placement>,
+    /// Rules.
+    pub rules: Vec<LoadBalancingRule>,
+    /// Probes.
+    pub probes: Vec<Probe>,
 }
 
 /// Decides what `intent` gets. Nothing is edited.
@@ -154,18 +156,22 @@ pub fn apply(
     decision: Decision,
     old: &Claims,
     backends: &Backends,
-    living: &Owners,
+    owners: &Owners,
 ) -> Given {
     let key = decision.balancer.to_lowercase();
-    remove_stale(state, &key, intent, &decision);
+    let left = removal::remove_stale(state, config, &key, intent, &decision);
     for placement in &decision.placements {
         if let Some(public) = &placement.public_ip {
             ensure_public_ip(state, config, intent, placement.family, public);
         }
     }
     state.ensure_balancer(&decision.balancer, config);
+    let has_rules = intent.ha_ports || intent.ports.iter().any(|port| port.has_rule);
     for family in &intent.families {
-        ensure_pool(state, config, &key, *family, intent.internal, backends);
+        // The IPv6 pool is there as long as a rule uses it.
+        if *family == Family::V4 || has_rules {
+            ensure_pool(state, config, &key, *family, intent.internal, backends);
+        }
     }
     for placement in &decision.placements {
         if let Some(mut frontend) = placement.new_frontend.clone() {
@@ -191,15 +197,15 @@ pub fn apply(
             state.add_rule(&key, rule);
         }
     }
-    remove_unused_shared_probe(state, &key);
+    removal::tidy(state, config, &key, &left, owners);
     let other = config.load_balancer(!intent.internal).to_lowercase();
-    let kept = remove_from_balancer(state, &other, &intent.prefix, living);
+    let kept = removal::remove_from_balancer(state, config, &other, &intent.prefix, owners);
     let wanted: BTreeSet<String> = decision
         .placements
         .iter()
         .filter_map(|placement| Some(placement.public_ip.as_ref()?.name.to_lowercase()))
         .collect();
-    release_public_ips(state, &intent.key, &wanted);
+    removal::release_public_ips(state, &intent.key, &wanted);
     let own: Vec<Option<IpAddr>> = decision
         .placements
         .iter()
@@ -224,55 +230,6 @@ pub fn frontend_address(state: &State, balancer: &str, frontend: &str) -> Option
     ip.properties.ip_address.as_ref()?.parse().ok()
 }
 
-/// Removes rules, probes and frontends of the Service that are not what is wanted.
-fn remove_stale(state: &mut State, key: &str, intent: &Intent, decision: &Decision) {
-    let Some(balancer) = state.balancers.get(key) else { return };
-    let prefix = &intent.prefix;
-    let rules: Vec<String> = owned(balancer.rules.starting_with(prefix), prefix)
-        .into_iter()
-        .filter(|name| {
-            let wanted = decision.rules.iter().find(|rule| rule.name.eq_ignore_ascii_case(name));
-            let present = balancer.rules.get(name);
-            !wanted.zip(present).is_some_and(|(wanted, present)| is_same_rule(present, wanted))
-        })
-        .collect();
-    let probes: Vec<String> = owned(balancer.probes.starting_with(prefix), prefix)
-        .into_iter()
-        .filter(|name| !decision.probes.iter().any(|p| p.name.eq_ignore_ascii_case(name)))
-        .collect();
-    let frontends: Vec<String> = owned(balancer.frontends.starting_with(prefix), prefix)
-        .into_iter()
-        .filter(|name| {
-            !decision.placements.iter().any(|place| place.frontend.eq_ignore_ascii_case(name))
-        })
-        .collect();
-    for name in rules {
-        state.remove_rule(key, &name);
-    }
-    for name in probes {
-        state.remove_probe(key, &name);
-    }
-    for name in frontends {
-        let balancer = state.balancers.get(key);
-        let used = balancer.is_some_and(|balancer| {
-            balancer.frontends.get(&name).is_some_and(|frontend| balancer.is_used(frontend))
-        });
-        if !used {
-            state.remove_frontend(key, &name);
-        }
-    }
-}
-
-fn remove_unused_shared_probe(state: &mut State, key: &str) {
-    let unused = state.balancers.get(key).is_some_and(|balancer| {
-        let probe = balancer.probes.get(names::SHARED_PROBE);
-        probe.is_some_and(|probe| probe.properties.load_balancing_rules.is_empty())
-    });
-    if unused {
-        state.remove_probe(key, names::SHARED_PROBE);
-    }
-}
-
 fn is_same_reference(a: &Option<SubResource>, b: &Option<SubResource>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => a.id.eq_ignore_ascii_case(&b.id),
@@ -280,7 +237,8 @@ fn is_same_reference(a: &Option<SubResource>, b: &Option<SubResource>) -> bool {
     }
 }
 
-fn is_same_rule(present: &LoadBalancingRule, wanted: &LoadBalancingRule) -> bool {
+/// Whether a rule is what is wanted.
+pub fn is_same_rule(present: &LoadBalancingRule, wanted: &LoadBalancingRule) -> bool {
     let (a, b) = (&present.properties, &wanted.properties);
     is_same_reference(&a.frontend_ip_configuration, &b.frontend_ip_configuration)
         && is_same_reference(&a.backend_address_pool, &b.backend_address_pool)
@@ -313,6 +271,8 @@ fn ensure_public_ip(
 ) {
     let key = public.name.to_lowercase();
     if public.is_new {
+        // The frontend of one that is made anew stays where it is.
+        let user = state.public_ips.get(&key).and_then(|ip| ip.properties.ip_configuration.clone());
         state.remove_public_ip(&key);
         let mut ip = public_ips::new(config, public.id.clone(), &public.name, family);
         let index = intent.families.iter().position(|known| *known == family);
@@ -324,6 +284,7 @@ fn ensure_public_ip(
         public_ips::bind(&mut ip, &intent.key);
         let address = state.draw_for(&ip);
         ip.properties.ip_address = address.map(|address| address.to_string());
+        ip.properties.ip_configuration = user;
         ip.properties.ip_tags = intent.ip_tags.clone().unwrap_or_default();
         public_ips::apply_tags(&mut ip.tags, config, &intent.tags);
         if let Some(label) = intent.dns_label.as_deref().filter(|label| !label.is_empty()) {
@@ -429,127 +390,9 @@ pub fn with_members(
     pool
 }
 
-/// Takes the Service from public IPs but the `wanted`; those that nobody uses any more go.
-fn release_public_ips(state: &mut State, service: &str, wanted: &BTreeSet<String>) {
-    for key in state.public_ips_of(service) {
-        if wanted.contains(&key) {
-            continue;
-        }
-        state.edit_public_ip(&key, |ip| public_ips::unbind(ip, service));
-        let is_free = state.public_ips.get(&key).is_some_and(|ip| {
-            public_ips::is_user_created(ip) && ip.properties.ip_configuration.is_none()
-        });
-        if is_free {
-            state.remove_public_ip(&key);
-        }
-    }
-}
-
-/// Removes everything of the Service with this prefix from a load balancer. `living` are the
-/// prefixes of other Services: their frontends stay even without rules. Returns a warning for each
-/// frontend that somebody else keeps.
-pub fn remove_from_balancer(
-    state: &mut State,
-    key: &str,
-    prefix: &str,
-    living: &Owners,
-) -> Vec<String> {
-    let Some(balancer) = state.balancers.get(key) else { return Vec::new() };
-    let rules = owned(balancer.rules.starting_with(prefix), prefix);
-    let probes = owned(balancer.probes.starting_with(prefix), prefix);
-    let mut frontends = owned(balancer.frontends.starting_with(prefix), prefix);
-    if rules.is_empty() && probes.is_empty() && frontends.is_empty() {
-        return Vec::new();
-    }
-    for rule in &rules {
-        let rule = balancer.rules.get(rule);
-        let used = rule.and_then(|rule| rule.properties.frontend_ip_configuration.as_ref());
-        let name = used.map_or("", SubResource::name).to_owned();
-        if !frontends.iter().any(|known| known.eq_ignore_ascii_case(&name)) {
-            frontends.push(name);
-        }
-    }
-    for name in rules {
-        state.remove_rule(key, &name);
-    }
-    for name in probes {
-        state.remove_probe(key, &name);
-    }
-    remove_unused_shared_probe(state, key);
-    let mut kept = Vec::new();
-    for name in frontends {
-        let Some(balancer) = state.balancers.get(key) else { break };
-        let Some(frontend) = balancer.frontends.get(&name) else { continue };
-        let is_own = names::is_owned(&name, prefix);
-        let owner = name.split('-').next().unwrap_or(&name).to_lowercase();
-        let is_orphan = names::is_service_frontend(&name) && !living.contains_key(&owner);
-        if balancer.is_used(frontend) {
-            if is_own {
-                kept.push(kept_warning(&frontend.id, &balancer.head.name));
-            }
-        } else if is_own || is_orphan {
-            state.remove_frontend(key, &name);
-        }
-    }
-    remove_unused_ipv6_pool(state, key);
-    state.remove_balancer_if_bare(key);
-    kept
-}
-
-fn kept_warning(id: &str, balancer: &str) -> String {
-    format!(
-        "Warning DeletingFrontendIPConfiguration: frontend IP configuration with ID {id} on LB \
-         {balancer} cannot be deleted because it is being referenced by rules of others"
-    )
-}
-
-/// The IPv6 pool came with the first IPv6 rule and goes with the last one.
-fn remove_unused_ipv6_pool(state: &mut State, key: &str) {
-    let Some(balancer) = state.balancers.get(key) else { return };
-    let Some(pool) = balancer.pools.iter().find(|pool| {
-        pool.name.ends_with(names::IPV6_SUFFIX)
-            && !pool.name.to_lowercase().starts_with("aksoutbound")
-    }) else {
-        return;
-    };
-    let name = pool.name.clone();
-    let is_used = balancer.rules.iter().any(|rule| {
-        let used = rule.properties.backend_address_pool.as_ref();
-        used.is_some_and(|used| used.name().eq_ignore_ascii_case(&name))
-    });
-    if !is_used {
-        state.remove_pool(key, &name);
-    }
-}
-
-/// Removes everything that the Service left, on every load balancer.
-pub fn remove(
-    state: &mut State,
-    config: &ProviderConfig,
-    prefix: &str,
-    service: Option<&str>,
-    old: &Claims,
-    living: &Owners,
-) -> Vec<String> {
-    let mut kept = Vec::new();
-    let mut journal = std::mem::take(&mut state.journal);
-    state.is_touched |= state.security_group.replace(old, &Vec::new(), &mut journal);
-    state.journal = journal;
-    if !prefix.is_empty() {
-        for internal in [false, true] {
-            let key = config.load_balancer(internal).to_lowercase();
-            kept.extend(remove_from_balancer(state, &key, prefix, living));
-        }
-    }
-    if let Some(service) = service {
-        release_public_ips(state, service, &BTreeSet::new());
-    }
-    kept
-}
-
 /// Rules of the Service with this prefix.
 pub fn owned_rules<'a>(
-    balancer: &'a super::state::Balancer,
+    balancer: &'a Balancer,
     prefix: &'a str,
 ) -> impl Iterator<Item = &'a LoadBalancingRule> {
     let names = owned(balancer.rules.starting_with(prefix), prefix);

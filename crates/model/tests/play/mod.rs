@@ -25,6 +25,27 @@ pub struct Play {
     pub told: BTreeMap<String, ServicePlan>,
 }
 
+impl std::fmt::Debug for Play {
+    /// What makes one cluster of a test differ from another.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let spec = self.cluster.as_ref().map(|cluster| json!(cluster.spec));
+        let nodes: Vec<&str> = self.nodes.iter().map(|node| node.metadata.name.as_str()).collect();
+        let (standard, shared) = (self.config.standard, self.config.shared_probe);
+        write!(f, "cluster {spec:?} standard {standard} shared probe {shared} nodes {nodes:?}")
+    }
+}
+
+/// A Service that prints as one line.
+#[derive(Clone)]
+pub struct Brief(pub Service);
+
+impl std::fmt::Debug for Brief {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let metadata = &self.0.metadata;
+        write!(f, "{} {:?} {}", metadata.name, metadata.annotations, json!(self.0.spec))
+    }
+}
+
 impl Play {
     /// Two nodes, the provider alone, Standard.
     pub fn new() -> Self {
