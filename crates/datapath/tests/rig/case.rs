@@ -168,6 +168,9 @@ impl Player<'_> {
             self.bound.insert("i".into(), turn);
             let packet = frame::build(&self.numbers(&self.plain(given))?)
                 .map_err(|problem| format!("in: {problem}"))?;
+            if !self.machine.takes(hook, &packet) {
+                continue;
+            }
             let observed = self.machine.pass(hook, &packet);
             self.reached.extend(observed.counted.iter().map(|(name, _)| *name));
             let saying = saying(&observed);

@@ -6,6 +6,8 @@ pub mod case;
 pub mod frame;
 pub mod hand;
 pub mod host;
+pub mod random;
+pub mod rules;
 pub mod second;
 pub mod tables;
 
@@ -57,6 +59,10 @@ pub struct Observed {
 pub trait Machine {
     /// Forgets everything and starts with these tables.
     fn start(&mut self, tables: &Tables);
+    /// Whether the machine can be given such a frame at all.
+    fn takes(&self, _hook: Hook, _frame: &[u8]) -> bool {
+        true
+    }
     /// Gives a frame to a hook.
     fn pass(&mut self, hook: Hook, frame: &[u8]) -> Observed;
     /// Lets time pass.

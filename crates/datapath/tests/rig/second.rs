@@ -52,7 +52,9 @@ pub fn check(frame: &[u8]) -> Result<Tuple, String> {
             if udp.checksum() != 0 && ones(&pseudo) != 0xffff {
                 return Err("the UDP checksum is wrong".into());
             }
-            if udp.destination_port() == 6080 && udp.payload().first() == Some(&0x45) {
+            if udp.destination_port() == 6080
+                && udp.payload().first().is_some_and(|byte| byte >> 4 == 4)
+            {
                 let inner = [&frame[..14], udp.payload()].concat();
                 check(&inner).map_err(|problem| format!("inside: {problem}"))?;
             }

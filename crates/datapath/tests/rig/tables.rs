@@ -107,7 +107,7 @@ impl Tables {
                 let service = Service {
                     first: words.value_or("first", 0)?,
                     count: words.value_or("count", 0)?,
-                    idle: Ticks::from_seconds(words.value_or("idle", 245)?).0,
+                    idle: Ticks::from_seconds(words.value_or("idle", 248)?).0,
                     flags,
                 };
                 self.services.insert(key, service);
@@ -191,7 +191,7 @@ impl Tables {
         let mut policy = Policy {
             translation: translation as u8,
             idle_tcp: Ticks::from_seconds(words.value_or("tcp", 1805)?).0,
-            idle_udp: Ticks::from_seconds(words.value_or("udp", 245)?).0,
+            idle_udp: Ticks::from_seconds(words.value_or("udp", 248)?).0,
             idle_icmp: Ticks::from_seconds(words.value_or("icmp", 61)?).0,
             ..Policy::default()
         };

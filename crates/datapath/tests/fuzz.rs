@@ -1,0 +1,50 @@
+//! Random traffic and arbitrary bytes through [`datapath`] on this machine. `SEED` and `ITERATIONS`
+//! steer it; `make fuzz` runs it long.
+
+mod rig;
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use rig::{
+    Hook, Machine,
+    host::Host,
+    random::{Traffic, number, seed},
+    rules,
+    tables::Tables,
+};
+
+/// Steps on one set of tables; then everything starts anew, so that memory stays bounded.
+const ROUND: u64 = 10_000;
+
+#[test]
+fn random_traffic_keeps_the_rules() {
+    let seed = seed();
+    let iterations = number("ITERATIONS", ROUND);
+    for round in 0..iterations.div_ceil(ROUND) {
+        let mut host = Host::new(&Tables::default());
+        let seed = seed.wrapping_add(round);
+        if let Err(problem) = rules::play(seed, iterations.min(ROUND), &mut [&mut host]) {
+            panic!("SEED={seed} {problem}");
+        }
+    }
+}
+
+#[test]
+fn arbitrary_bytes_get_one_verdict_and_no_panic() {
+    let seed = seed();
+    let mut dice = StdRng::seed_from_u64(seed);
+    let mut host = Host::new(&Traffic::tables());
+    for number in 0..number("ITERATIONS", ROUND) {
+        let mut frame = vec![0; dice.random_range(0..130)];
+        dice.fill(&mut frame[..]);
+        // Most of the time far enough into the code to meet something.
+        if frame.len() > 33 && dice.random_ratio(9, 10) {
+            frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+            frame[16..18].copy_from_slice(&[0, dice.random_range(20..120)]);
+            frame[23] = [1, 6, 17][number as usize % 3];
+        }
+        for hook in [Hook::Egress, Hook::Ingress, Hook::Mux] {
+            let counted = host.pass(hook, &frame).counted;
+            assert!(!counted.is_empty(), "SEED={seed}: {number}: {hook:?} {frame:?}");
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! The machine in the kernel: the loaded programs, run one packet at a time by
+//! `BPF_PROG_TEST_RUN`, over their real tables. Nothing is attached and nothing is sent.
+//!
+//! The kernel's clock cannot be moved, so time passes by making everything older.
+
+use std::{
+    collections::BTreeMap,
+    mem::{offset_of, size_of},
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions,
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf, lpm_trie},
+    programs::{SchedClassifier, Xdp},
+};
+use datapath::{
+    count::COUNTERS,
+    limits::POSITIONS_ROWS,
+    notice::Notice,
+    positions::{Positions, WORDS},
+    tables::*,
+};
+use nix::time::{ClockId, clock_gettime};
+use node::{
+    load::{AGENT_OBJECT, MUX_OBJECT},
+    raw::{Raw, row},
+};
+
+use crate::rig::{
+    FlowRow, Hook, Machine, Observed, Way,
+    host::rows_of,
+    moved,
+    tables::{Address, Tables},
+};
+
+/// What TC programs answer: go on with the next program, or drop.
+const TC_ACT_UNSPEC: u32 = u32::MAX;
+const TC_ACT_SHOT: u32 = 2;
+/// What XDP programs answer.
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+
+type FlowBytes = [u8; size_of::<Flow<Address>>()];
+type Counters = PerCpuArray<MapData, u64>;
+
+struct NoticeRow(Notice<Address>);
+
+impl Row for NoticeRow {}
+
+/// Both programs and what they were given.
+pub struct Kernel {
+    agent: Agent,
+    mux: Mux,
+    given: Tables,
+}
+
+struct Agent {
+    programs: Ebpf,
+    flow_entries: u32,
+    settings: Array<MapData, Raw<AgentSettings<Address>>>,
+    flows: HashMap<MapData, Raw<FlowKey<Address>>, FlowBytes>,
+    sources: LpmTrie<MapData, Address, Raw<Source>>,
+    private: LpmTrie<MapData, Address, u32>,
+    policies: Array<MapData, Raw<Policy>>,
+    blocks: Array<MapData, Raw<Block>>,
+    frontends: Array<MapData, Address>,
+    vips: HashMap<MapData, Address, Raw<Vip>>,
+    muxes: HashMap<MapData, Address, u32>,
+    services: HashMap<MapData, Raw<RuleKey<Address>>, Raw<Service>>,
+    endpoints: Array<MapData, Raw<Endpoint<Address>>>,
+    positions: Array<MapData, [u8; size_of::<Positions>()]>,
+    counters: Counters,
+    notices: RingBuf<MapData>,
+}
+
+struct Mux {
+    programs: Ebpf,
+    settings: Array<MapData, Raw<MuxSettings<Address>>>,
+    vips: HashMap<MapData, Address, Raw<Vip>>,
+    owners: Array<MapData, Raw<Owners>>,
+    nodes: Array<MapData, Raw<Node<Address>>>,
+    rules: HashMap<MapData, Raw<RuleKey<Address>>, Raw<Rule>>,
+    maglev: Array<MapData, Raw<Owners>>,
+    allowed: LpmTrie<MapData, Raw<AllowedSource<Address>>, u32>,
+    counters: Counters,
+}
+
+/// Takes a table out of a loaded object as the type that it has.
+macro_rules! table {
+    ($programs:ident, $name:literal) => {
+        $programs.take_map($name).expect($name).try_into().expect($name)
+    };
+}
+
+impl Kernel {
+    /// Loads both objects. Fails, never skips, where that is not permitted.
+    pub fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "these tests run the real kernel programs: run them as root (`make test` does)"
+        );
+        let given = Tables::default();
+        Kernel { agent: Agent::load(given.flow_entries), mux: Mux::load(), given }
+    }
+
+    /// Takes everything away that `given` brought and that packets left.
+    fn clear(&mut self) {
+        let agent = &mut self.agent;
+        empty(&mut agent.flows);
+        empty(&mut agent.vips);
+        empty(&mut agent.muxes);
+        empty(&mut agent.services);
+        empty(&mut self.mux.vips);
+        empty(&mut self.mux.rules);
+        empty_trie(&mut agent.sources);
+        empty_trie(&mut agent.private);
+        empty_trie(&mut self.mux.allowed);
+        set(&mut agent.settings, 0, Raw(AgentSettings::default()));
+        set(&mut self.mux.settings, 0, Raw(MuxSettings::default()));
+        for index in self.given.policies.keys() {
+            set(&mut agent.policies, (*index).into(), Raw(Policy::default()));
+        }
+        for index in self.given.blocks.keys() {
+            set(&mut agent.blocks, *index, Raw(Block::default()));
+        }
+        for index in self.given.frontends.keys() {
+            set(&mut agent.frontends, (*index).into(), [0; 4]);
+        }
+        for index in self.given.endpoints.keys() {
+            set(&mut agent.endpoints, *index, Raw(Endpoint::default()));
+        }
+        for index in self.given.nodes.keys() {
+            set(&mut self.mux.nodes, *index, Raw(Node::default()));
+        }
+        for index in self.given.owners.keys() {
+            set(&mut self.mux.owners, index / 4, Raw(Owners::default()));
+        }
+        for index in self.given.maglev.keys() {
+            set(&mut self.mux.maglev, index / 4, Raw(Owners::default()));
+        }
+        for index in 0..POSITIONS_ROWS {
+            set(&mut agent.positions, index, [0; size_of::<Positions>()]);
+        }
+    }
+
+    /// Writes the tables.
+    fn fill(&mut self) {
+        let (agent, given) = (&mut self.agent, &self.given);
+        if let Some(mut settings) = given.agent {
+            settings.adopt_until = clock() + given.adopt_for * 1_000_000_000;
+            set(&mut agent.settings, 0, Raw(settings));
+        }
+        for ((length, network), source) in &given.sources {
+            let key = lpm_trie::Key::new((*length).into(), *network);
+            agent.sources.insert(&key, Raw(*source), 0).expect("a source");
+        }
+        for (length, network) in &given.private {
+            let key = lpm_trie::Key::new((*length).into(), *network);
+            agent.private.insert(&key, 1, 0).expect("a private range");
+        }
+        for (index, policy) in &given.policies {
+            set(&mut agent.policies, (*index).into(), Raw(*policy));
+        }
+        for (index, block) in &given.blocks {
+            set(&mut agent.blocks, *index, Raw(*block));
+        }
+        for (index, frontend) in &given.frontends {
+            set(&mut agent.frontends, (*index).into(), *frontend);
+        }
+        for vip in &given.agent_vips {
+            agent.vips.insert(vip, Raw(Vip::default()), 0).expect("a VIP");
+        }
+        for address in &given.muxes {
+            agent.muxes.insert(address, 1, 0).expect("a mux");
+        }
+        for (key, service) in &given.services {
+            agent.services.insert(Raw(*key), Raw(*service), 0).expect("a service");
+        }
+        for (index, endpoint) in &given.endpoints {
+            set(&mut agent.endpoints, *index, Raw(*endpoint));
+        }
+        let mut barred = [0; size_of::<Positions>()];
+        let at = offset_of!(Positions, words);
+        for (word, bits) in barred[at..at + WORDS * 8].chunks_mut(8).zip(given.barred()) {
+            word.copy_from_slice(&bits.to_ne_bytes());
+        }
+        set(&mut agent.positions, 0, barred);
+
+        let mux = &mut self.mux;
+        if let Some(settings) = given.mux {
+            set(&mut mux.settings, 0, Raw(settings));
+        }
+        for (address, vip) in &given.vips {
+            mux.vips.insert(address, Raw(*vip), 0).expect("a VIP");
+        }
+        for (index, owners) in rows_of(&given.owners) {
+            set(&mut mux.owners, index, Raw(owners));
+        }
+        for (index, entries) in rows_of(&given.maglev) {
+            set(&mut mux.maglev, index, Raw(entries));
+        }
+        for (index, node) in &given.nodes {
+            set(&mut mux.nodes, *index, Raw(*node));
+        }
+        for (key, rule) in &given.rules {
+            mux.rules.insert(Raw(*key), Raw(*rule), 0).expect("a rule");
+        }
+        for (rule, (length, network)) in &given.allowed {
+            let source = AllowedSource { rule: rule.to_be_bytes(), source: *network };
+            let key = lpm_trie::Key::new(32 + u32::from(*length), Raw(source));
+            mux.allowed.insert(&key, 1, 0).expect("an allowed source");
+        }
+    }
+}
+
+impl Agent {
+    fn load(flow_entries: u32) -> Self {
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("flows", flow_entries);
+        let mut programs = loader.load(AGENT_OBJECT).expect("the agent's object");
+        for name in ["egress", "ingress"] {
+            classifier(&mut programs, name).load().expect(name);
+        }
+        Agent {
+            settings: table!(programs, "settings"),
+            flows: table!(programs, "flows"),
+            sources: table!(programs, "sources"),
+            private: table!(programs, "private_ranges"),
+            policies: table!(programs, "policies"),
+            blocks: table!(programs, "blocks"),
+            frontends: table!(programs, "frontends"),
+            vips: table!(programs, "vips"),
+            muxes: table!(programs, "muxes"),
+            services: table!(programs, "services"),
+            endpoints: table!(programs, "endpoints"),
+            positions: table!(programs, "positions"),
+            counters: table!(programs, "counters"),
+            notices: table!(programs, "notices"),
+            programs,
+            flow_entries,
+        }
+    }
+}
+
+impl Mux {
+    fn load() -> Self {
+        let mut programs = Ebpf::load(MUX_OBJECT).expect("the mux's object");
+        let program: &mut Xdp = programs.program_mut("mux").expect("mux").try_into().expect("XDP");
+        program.load().expect("mux");
+        Mux {
+            settings: table!(programs, "settings"),
+            vips: table!(programs, "vips"),
+            owners: table!(programs, "owners"),
+            nodes: table!(programs, "nodes"),
+            rules: table!(programs, "rules"),
+            maglev: table!(programs, "maglev"),
+            allowed: table!(programs, "allowed_sources"),
+            counters: table!(programs, "counters"),
+            programs,
+        }
+    }
+}
+
+impl Machine for Kernel {
+    fn start(&mut self, tables: &Tables) {
+        if self.agent.flow_entries == tables.flow_entries {
+            self.clear();
+        } else {
+            self.agent = Agent::load(tables.flow_entries);
+            self.clear();
+        }
+        self.given = tables.clone();
+        self.fill();
+    }
+
+    /// The kernel's test run makes no packet from an IP header that is cut short; a real interface
+    /// does. Those frames meet the same code at XDP, where there is no such limit.
+    fn takes(&self, hook: Hook, frame: &[u8]) -> bool {
+        let least = match (hook, frame.get(12..14)) {
+            (Hook::Egress | Hook::Ingress, Some([0x08, 0x00])) => 14 + 20,
+            (Hook::Egress | Hook::Ingress, Some([0x86, 0xdd])) => 14 + 40,
+            _ => 14,
+        };
+        frame.len() >= least
+    }
+
+    fn pass(&mut self, hook: Hook, frame: &[u8]) -> Observed {
+        let mut out = vec![0; frame.len() + 256];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..Default::default() };
+        let before = counts(self.counters(hook));
+        let result = match hook {
+            Hook::Egress => classifier(&mut self.agent.programs, "egress").test_run(options),
+            Hook::Ingress => classifier(&mut self.agent.programs, "ingress").test_run(options),
+            Hook::Mux => {
+                let program = self.mux.programs.program_mut("mux").expect("mux");
+                <&mut Xdp>::try_from(program).expect("XDP").test_run(options)
+            }
+        };
+        let result = result.unwrap_or_else(|error| panic!("{hook:?}: {error:?}: {frame:02x?}"));
+        let after = counts(self.counters(hook));
+        let way = match (hook, result.return_value) {
+            (Hook::Egress | Hook::Ingress, TC_ACT_UNSPEC) | (Hook::Mux, XDP_PASS) => Way::On,
+            (Hook::Egress | Hook::Ingress, TC_ACT_SHOT) | (Hook::Mux, XDP_DROP) => Way::Dropped,
+            (Hook::Mux, XDP_TX) => Way::Back,
+            (_, other) => panic!("{hook:?} answers {other}"),
+        };
+        out.truncate(result.data_size_out as usize);
+        let notice = self.agent.notices.next().map(|bytes| {
+            let NoticeRow(notice) = row(&bytes).expect("a notice has its size");
+            notice
+        });
+        assert!(self.agent.notices.next().is_none(), "two notices for one packet");
+        Observed {
+            way,
+            counted: moved(&before, &after),
+            frame: (way != Way::Dropped).then_some(out),
+            notice,
+        }
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        let ticks = Ticks::from_nanoseconds(seconds * 1_000_000_000).0;
+        let flows = &mut self.agent.flows;
+        let rows: Vec<_> = flows.iter().map(|entry| entry.expect("a flow")).collect();
+        let at = offset_of!(Flow<Address>, last_seen);
+        for (key, mut bytes) in rows {
+            let seen = u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+            bytes[at..at + 4].copy_from_slice(&seen.wrapping_sub(ticks).to_ne_bytes());
+            flows.insert(key, bytes, 0).expect("an older flow");
+        }
+        let mut settings = self.agent.settings.get(&0, 0).expect("settings");
+        settings.0.adopt_until = settings.0.adopt_until.saturating_sub(seconds * 1_000_000_000);
+        set(&mut self.agent.settings, 0, settings);
+    }
+
+    fn flows(&mut self) -> BTreeMap<FlowKey<Address>, FlowRow> {
+        let entries = self.agent.flows.iter().map(|entry| entry.expect("a flow"));
+        entries
+            .map(|(Raw(key), bytes)| {
+                let flow: Flow<Address> = row(&bytes).expect("a flow has its size");
+                (key, FlowRow::of(&flow))
+            })
+            .collect()
+    }
+}
+
+impl Kernel {
+    fn counters(&self, hook: Hook) -> &Counters {
+        match hook {
+            Hook::Egress | Hook::Ingress => &self.agent.counters,
+            Hook::Mux => &self.mux.counters,
+        }
+    }
+}
+
+fn classifier<'a>(programs: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
+    programs.program_mut(name).expect(name).try_into().expect("a classifier")
+}
+
+fn counts(counters: &Counters) -> [u64; COUNTERS as usize] {
+    std::array::from_fn(|index| {
+        let cells = counters.get(&(index as u32), 0).expect("a counter");
+        cells.iter().sum()
+    })
+}
+
+fn set<V: Pod>(array: &mut Array<MapData, V>, index: u32, value: V) {
+    array.set(index, value, 0).expect("a row");
+}
+
+fn empty<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) {
+    let keys: Vec<K> = map.keys().map(|key| key.expect("a key")).collect();
+    for key in keys {
+        map.remove(&key).expect("a row that is there");
+    }
+}
+
+fn empty_trie<K: Pod, V: Pod>(map: &mut LpmTrie<MapData, K, V>) {
+    let keys: Vec<_> = map.keys().map(|key| key.expect("a key")).collect();
+    for key in keys {
+        map.remove(&key).expect("a row that is there");
+    }
+}
+
+/// The clock that the programs read, in nanoseconds.
+fn clock() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
