@@ -145,6 +145,8 @@ pub fn run_agent(source: &mut dyn Source, config: &AgentConfig, stop: &Stop) -> 
         }
         match source.wait(TURN) {
             Ok(has_changed) => is_stale |= has_changed,
+            // The signal that ends us also ends the wait.
+            Err(_) if stop.is_set() => {}
             Err(problem) => {
                 complaint.wrong(format!("{problem:#}"));
                 std::thread::sleep(TURN);

@@ -30,6 +30,9 @@ pub const CLIENTS_MAX: usize = 4096;
 /// Destinations that are told apart until the next report; further ones are counted as one.
 pub const DESTINATIONS_MAX: usize = 1024;
 
+/// Notices that are read before any is answered.
+const NOTICES_MAX: usize = 4096;
+
 /// How long an answer waits. Its client may still be inside `connect()` on another CPU; a socket
 /// that is locked drops the message and learns of it a second later, by its retransmission.
 const UNLOCKED_AFTER: Duration = Duration::from_millis(1);
@@ -92,15 +95,18 @@ pub fn start(
             if poll(&mut ready, PollTimeout::from(200u8)).is_err() {
                 thread::sleep(Duration::from_millis(200));
             }
-            thread::sleep(UNLOCKED_AFTER);
-            // BOUND: at most as many as the ring holds, then the flag is looked at again.
-            for _ in 0..4096 {
-                let Some(item) = ring.next() else { break };
-                if let Some(NoticeRow(notice)) = raw::row(&item) {
-                    drop(item);
-                    refusals.add(&notice);
-                    answerer.answer(&notice);
-                }
+            let mut notices = Vec::new();
+            while notices.len() < NOTICES_MAX
+                && let Some(item) = ring.next()
+            {
+                notices.extend(raw::row(&item).map(|NoticeRow(notice)| notice));
+            }
+            if !notices.is_empty() {
+                thread::sleep(UNLOCKED_AFTER);
+            }
+            for notice in &notices {
+                refusals.add(notice);
+                answerer.answer(notice);
             }
         }
     })

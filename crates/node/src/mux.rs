@@ -132,6 +132,8 @@ pub fn run_mux(source: &mut dyn Source, config: &MuxConfig, stop: &Stop) -> Resu
         }
         match source.wait(turn) {
             Ok(has_changed) => is_stale |= has_changed,
+            // The signal that ends us also ends the wait.
+            Err(_) if stop.is_set() => {}
             Err(problem) => {
                 complaint.wrong(format!("{problem:#}"));
                 std::thread::sleep(TURN);

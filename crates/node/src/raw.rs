@@ -12,7 +12,7 @@ use std::{
     },
     path::Path,
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
 use aya::Pod;
@@ -21,7 +21,10 @@ use datapath::{
     positions::{Bits, Positions},
     tables::Row,
 };
-use nix::libc;
+use nix::{
+    libc,
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+};
 
 /// A row as the kernel's maps hold it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -267,4 +270,25 @@ fn atomic(word: &Cell<u64>) -> &AtomicU64 {
     // SAFETY: a cell is as large and as aligned as its value and may be changed through a shared
     // reference; whoever else changes it does so atomically.
     unsafe { AtomicU64::from_ptr(word.as_ptr()) }
+}
+
+static SIGNALLED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note(_signal: libc::c_int) {
+    SIGNALLED.store(true, Relaxed);
+}
+
+/// Whether one of the signals given to [`note_signals`] has come.
+pub fn is_signalled() -> bool {
+    SIGNALLED.load(Relaxed)
+}
+
+/// Notes the next of these signals; the one after it does what it does by default.
+pub fn note_signals(signals: &[Signal]) -> nix::Result<()> {
+    let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESETHAND, SigSet::empty());
+    for signal in signals {
+        // SAFETY: the handler only stores to an atomic, which is allowed at any moment.
+        unsafe { sigaction(*signal, &action) }?;
+    }
+    Ok(())
 }

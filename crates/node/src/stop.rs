@@ -1,18 +1,20 @@
-//! When to end: SIGTERM and SIGINT set a flag that the loops look at.
+//! When to end: a flag that every loop looks at, and that SIGTERM and SIGINT set.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    thread,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
+
+use crate::raw;
 
 /// Set once, looked at by every loop.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop {
+    flag: Arc<AtomicBool>,
+    heeds_signals: bool,
+}
 
 impl Stop {
     /// A flag that only [`Stop::set`] sets.
@@ -20,30 +22,19 @@ impl Stop {
         Stop::default()
     }
 
-    /// A flag that SIGTERM and SIGINT set. Call it before other threads start: the signals are
-    /// kept from this thread and those that it starts, and one thread waits for them.
+    /// A flag that the first SIGTERM or SIGINT sets as well; a second one ends the process.
     pub fn on_signals() -> std::io::Result<Stop> {
-        let mut signals = SigSet::empty();
-        signals.add(Signal::SIGTERM);
-        signals.add(Signal::SIGINT);
-        signals.thread_block()?;
-        let stop = Stop::new();
-        let flag = stop.clone();
-        thread::Builder::new().name("signals".into()).spawn(move || {
-            if signals.wait().is_ok() {
-                flag.set();
-            }
-        })?;
-        Ok(stop)
+        raw::note_signals(&[Signal::SIGTERM, Signal::SIGINT])?;
+        Ok(Stop { heeds_signals: true, ..Stop::default() })
     }
 
     /// Ends the loops.
     pub fn set(&self) {
-        self.0.store(true, Relaxed);
+        self.flag.store(true, Relaxed);
     }
 
     /// Whether it is time to end.
     pub fn is_set(&self) -> bool {
-        self.0.load(Relaxed)
+        self.flag.load(Relaxed) || self.heeds_signals && raw::is_signalled()
     }
 }

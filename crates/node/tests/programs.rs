@@ -155,13 +155,7 @@ fn loader_that_waits_to_be_killed() {
 #[test]
 fn sigterm_sets_the_flag_that_loops_look_at() {
     let mut child = Command::new(env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "process_that_waits_for_sigterm",
-            "--ignored",
-            "--nocapture",
-            "--test-threads=1",
-        ])
+        .args(["--exact", "process_that_waits_for_sigterm", "--ignored", "--nocapture"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
