@@ -26,7 +26,8 @@ pub const DEFAULT_POOL: &str = "20.1.0.0/16";
 pub enum AddressRefused {
     /// The annotation is no address.
     #[error(
-        "node {node}: annotation {PUBLIC_IP_ANNOTATION}: {value:?} is neither an IPv4 address nor \"true\""
+        "node {node}: annotation {PUBLIC_IP_ANNOTATION}: {value:?} is neither an IPv4 address \
+         nor \"true\""
     )]
     NoAddress {
         /// The node.
@@ -36,7 +37,8 @@ pub enum AddressRefused {
     },
     /// The address belongs to somebody else.
     #[error(
-        "node {node}: {address} is in use; remove annotation {PUBLIC_IP_ANNOTATION} or name a free address"
+        "node {node}: {address} is in use; remove annotation {PUBLIC_IP_ANNOTATION} or name a \
+         free address"
     )]
     InUse {
         /// The node.

@@ -96,7 +96,9 @@ pub const DEFAULT_PRIVATE_RANGES: [&str; 9] = [
 
 /// Enums whose names are read in whatever case and written in Azure's.
 macro_rules! names {
-    ($(#[$meta:meta])* $name:ident, $error:literal { $($(#[$doc:meta])* $variant:ident = $text:literal),* $(,)? }) => {
+    ($(#[$meta:meta])* $name:ident, $error:literal {
+        $($(#[$doc:meta])* $variant:ident = $text:literal),* $(,)?
+    }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum $name {

@@ -335,7 +335,10 @@ impl Object {
 
     /// The object's JSON form.
     pub fn to_json(&self) -> Value {
-        let resource = |name: &str, resource: Value| json!({"metadata": {"name": name.to_lowercase()}, "spec": resource});
+        let resource = |name: &str, resource: Value| {
+            let name = name.to_lowercase();
+            json!({"metadata": {"name": name}, "spec": resource})
+        };
         let body = match self {
             Object::ClusterNetwork(object) => write(object),
             Object::PublicIPPool(object) => write(object),

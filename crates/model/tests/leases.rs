@@ -544,7 +544,10 @@ proptest! {
                 if let Some((earlier, seen)) = last.get(port)
                     && earlier != node
                 {
-                    prop_assert!(world.now >= seen.plus_seconds(120), "{port:?}: {earlier} then {node}");
+                    prop_assert!(
+                        world.now >= seen.plus_seconds(120),
+                        "{port:?}: {earlier} then {node}"
+                    );
                 }
             }
             for (port, node) in holders {
@@ -580,7 +583,13 @@ proptest! {
                         .filter_map(|other| other.range.intersection(lease.range))
                         .map(|part| part.ports())
                         .sum();
-                    prop_assert_eq!(now, lease.range.ports(), "{} lost part of {}", node, lease.range);
+                    prop_assert_eq!(
+                        now,
+                        lease.range.ports(),
+                        "{} lost part of {}",
+                        node,
+                        lease.range
+                    );
                 }
             }
             world.now = world.now.plus_seconds(200);
