@@ -501,7 +501,9 @@ fn frontends_of_others_are_kept_when_a_service_goes() {
     let balancer = play.resources.load_balancers.get_mut("kubernetes").unwrap();
     balancer.properties.inbound_nat_rules = serde_json::from_value(json!([{
         "name": "ssh",
-        "properties": {"frontendIPConfiguration": {"id": id}, "frontendPort": 22, "protocol": "Tcp"},
+        "properties": {
+            "frontendIPConfiguration": {"id": id}, "frontendPort": 22, "protocol": "Tcp",
+        },
     }]))
     .unwrap();
     let before = play.clone();

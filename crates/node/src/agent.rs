@@ -65,7 +65,8 @@ pub struct AgentConfig {
     pub adopt_for: Duration,
     /// GUE destination port.
     pub gue_port: u16,
-    /// Largest MSS of SYNs that leave; nothing: by the uplink's MTU, so that answers can be wrapped.
+    /// Largest MSS of SYNs that leave; nothing: by the uplink's MTU, so that answers can be
+    /// wrapped.
     pub mss_max: Option<u16>,
     /// How to attach; nothing: the best that the kernel has.
     pub way: Option<TcWay>,

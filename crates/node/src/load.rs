@@ -40,7 +40,8 @@ pub enum LoadError {
     },
     /// Not allowed.
     #[error(
-        "loading kernel programs is not permitted: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        "loading kernel programs is not permitted: run as root, or with CAP_BPF, CAP_NET_ADMIN \
+         and CAP_PERFMON"
     )]
     NotPermitted,
     /// Pins.
@@ -341,7 +342,8 @@ mod tests {
 
     #[test]
     fn the_last_words_of_the_verifier_are_quoted_without_its_statistics() {
-        let log = "0: r0 = 1\n1: call x\nunknown func x\nR1 invalid\nverification time 9 usec\nprocessed 9 insns\n\n";
+        let log = "0: r0 = 1\n1: call x\nunknown func x\nR1 invalid\n\
+                   verification time 9 usec\nprocessed 9 insns\n\n";
         assert_eq!(last_lines(log), "1: call x | unknown func x | R1 invalid");
     }
 

@@ -44,7 +44,8 @@ impl Role {
 pub enum PinsError {
     /// The file system is not there and cannot be mounted.
     #[error(
-        "the BPF file system cannot be mounted at {path}: {source}; mount it with: mount -t bpf bpf {path}"
+        "the BPF file system cannot be mounted at {path}: {source}; mount it with: \
+         mount -t bpf bpf {path}"
     )]
     Mount {
         /// Where it should be.

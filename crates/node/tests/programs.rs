@@ -202,7 +202,11 @@ fn a_table_of_another_shape_is_refused_by_name_and_left_alone() {
         drop(loaded);
         let refusal = load::load(scope.0.clone(), Role::Agent, &[("flows", 8192)]).err().unwrap();
         assert!(
-            matches!(&refusal, LoadError::LayoutChanged { table, found: 4096, needed: 8192, .. } if table == "flows"),
+            matches!(
+                &refusal,
+                LoadError::LayoutChanged { table, found: 4096, needed: 8192, .. }
+                    if table == "flows"
+            ),
             "{refusal}"
         );
     });

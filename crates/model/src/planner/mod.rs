@@ -45,6 +45,7 @@ pub mod rules;
 pub mod security_group;
 pub mod service;
 pub mod state;
+mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

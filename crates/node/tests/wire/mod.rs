@@ -57,7 +57,8 @@ impl Wire {
                 run(&format!("ip address add {address}/24 dev {UPLINK}"));
                 run(&format!("ip link set {UPLINK} up"));
                 run(&format!(
-                    "ip neighbour replace {peer} lladdr 02:00:00:00:00:{mac} dev {UPLINK} nud permanent"
+                    "ip neighbour replace {peer} lladdr 02:00:00:00:00:{mac} dev {UPLINK} \
+                     nud permanent"
                 ));
             });
         }
