@@ -105,6 +105,9 @@ impl Settings {
     }
 }
 
+/// Link-layer address of the router on the LAN: locally administered, the same in every lab.
+const LAN_MAC: &str = "02:00:0a:01:00:01";
+
 /// Builds all hosts and links. The muxes get no traffic yet: see [`announce`].
 pub fn build(place: &Place, settings: &Settings) -> Result<()> {
     let hosts = settings.hosts();
@@ -114,7 +117,10 @@ pub fn build(place: &Place, settings: &Settings) -> Result<()> {
     let router = Host::Router;
     let mut links = vec![
         format!(
-            "link add name lan0 mtu {mtu} netns {} type bridge forward_delay 0 mcast_snooping 0",
+            // A bridge without an address of its own takes a port's, and another one when that port
+            // goes: the nodes would send to a gateway that is no more.
+            "link add name lan0 address {LAN_MAC} mtu {mtu} netns {} type bridge \
+             forward_delay 0 mcast_snooping 0",
             place.namespace(router)
         ),
         link.add(Host::Internet, "eth0", router, "internet", MTU_OUTSIDE),
