@@ -100,7 +100,8 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         return Ok(Verdict::Pass(Pass::Untranslated));
     }
     if policy.translation != Translation::Ports as u8 {
-        return Err(Drop::NoOutbound);
+        let no_ports = headers.transport == Transport::Other;
+        return Err(if no_ports { Drop::Protocol } else { Drop::NoOutbound });
     }
     if headers.fragment {
         return Err(Drop::Fragment);
