@@ -32,7 +32,9 @@ fn a_standard_cluster_has_balancer_rule_pool_and_address_from_the_start() {
         outbound(&play),
         json!({
             "allocatedOutboundPorts": 0,
-            "backendAddressPool": {"id": format!("{id}/backendAddressPools/aksOutboundBackendPool")},
+            "backendAddressPool": {
+                "id": format!("{id}/backendAddressPools/aksOutboundBackendPool"),
+            },
             "enableTcpReset": true,
             "frontendIPConfigurations": [
                 {"id": format!("{id}/frontendIPConfigurations/aks-outbound-1")},
@@ -377,7 +379,12 @@ fn route_tables_that_are_known_must_lead_to_an_appliance() {
             .with(json!({"routetables/rt": {"properties": {"routes": routes}}}));
         play.step()
     };
-    let route = |hop: &str| json!([{"name": "all", "properties": {"addressPrefix": "0.0.0.0/0", "nextHopType": hop}}]);
+    let route = |hop: &str| {
+        json!([{
+            "name": "all",
+            "properties": {"addressPrefix": "0.0.0.0/0", "nextHopType": hop},
+        }])
+    };
     assert!(refusal(&table(json!([]))).starts_with("RouteTableMissingDefaultRouteError"));
     assert!(refusal(&table(route("Internet"))).starts_with("RouteTableInvalidNextHop"));
     assert!(table(route("VirtualAppliance")).refused.is_empty());

@@ -174,8 +174,8 @@ proptest! {
         for value in [json!(text), json!(number), json!(null), json!([text]), json!({"a": text})] {
             let config = json!({keys[index]: value});
             if let Ok(read) = ProviderConfig::read(config.as_object().unwrap()) {
-                let input =
-                    PlanInput { config: read.config, services: vec![service("a")], ..PlanInput::default() };
+                let services = vec![service("a")];
+                let input = PlanInput { config: read.config, services, ..PlanInput::default() };
                 plan(input);
             }
         }
