@@ -19,10 +19,8 @@ fn a_pod_sees_the_clients_own_address_and_answers_without_a_mux() {
     let lab = TestLab::up("in", &["--sku", "basic"]);
     done(&lab.apply(&service("web", "")));
     let frontend = SocketAddrV4::new(lab.external_ip("web"), 80);
-    let muxes: Vec<Capture> = [Host::Mux(1), Host::Mux(2)]
-        .map(|mux| Capture::start(&lab.place(), mux).unwrap())
-        .into_iter()
-        .collect();
+    let muxes = ["mux1", "mux2"]
+        .map(|mux| Capture::start_leaving(&lab.place(), Host::Router, mux).unwrap());
     let mut servers = std::collections::BTreeSet::new();
     for _ in 0..40 {
         let (seen, local) = ask(&lab, INTERNET[0], frontend).unwrap();
@@ -31,7 +29,7 @@ fn a_pod_sees_the_clients_own_address_and_answers_without_a_mux() {
     }
     // Six pods, forty connections: one pod alone has them all with a chance of 6^-39.
     assert!(servers.len() > 1, "{servers:?}");
-    for packets in muxes.into_iter().map(|mux| mux.finish().unwrap()) {
+    for packets in muxes.map(|mux| mux.finish().unwrap()) {
         let answers: Vec<&Packet> =
             packets.iter().filter(|packet| packet.source.ip() == frontend.ip()).collect();
         assert!(answers.is_empty(), "{answers:?}");

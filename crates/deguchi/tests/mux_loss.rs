@@ -27,8 +27,8 @@ fn no_connection_ends_when_a_mux_is_lost_and_comes_back() {
     let lab = TestLab::up("mux", &["--sku", "basic"]);
     done(&lab.apply(&service("web", "")));
     let frontend = SocketAddrV4::new(lab.external_ip("web"), 80);
-    let captures =
-        [Host::Mux(1), Host::Mux(2)].map(|mux| Capture::start(&lab.place(), mux).unwrap());
+    let captures = ["mux1", "mux2"]
+        .map(|mux| Capture::start_leaving(&lab.place(), Host::Router, mux).unwrap());
     let connections = Connections::open(&lab, frontend);
     connections.all_answer("at first");
     // Otherwise losing the one would show nothing.
@@ -44,7 +44,7 @@ fn no_connection_ends_when_a_mux_is_lost_and_comes_back() {
         done(&lab.lab(how));
         connections.all_answer(&format!("after {}", how.join(" ")));
         done(&lab.lab(&["start", "mux1"]));
-        let capture = Capture::start(&lab.place(), Host::Mux(1)).unwrap();
+        let capture = Capture::start_leaving(&lab.place(), Host::Router, "mux1").unwrap();
         connections.all_answer("after the start");
         let back = capture.finish().unwrap().len();
         assert!(back > OUTBOUND, "{back} packets reached mux1 after its start");

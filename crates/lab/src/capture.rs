@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, socket,
@@ -40,6 +41,15 @@ pub struct Packet {
     pub flags: u8,
 }
 
+/// Which packets of a host are of interest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Those that arrive, by whatever interface.
+    Arriving,
+    /// Those that leave by the interface of this index.
+    Leaving(usize),
+}
+
 /// A running capture.
 pub struct Capture {
     stop: Arc<AtomicBool>,
@@ -49,20 +59,27 @@ pub struct Capture {
 impl Capture {
     /// Starts capturing what arrives at a host; from the return on, nothing is missed.
     pub fn start(place: &Place, host: Host) -> Result<Capture> {
-        let socket = namespace::within(&place.namespace(host), || {
-            socket(
-                AddressFamily::Packet,
-                SockType::Raw,
-                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-                SockProtocol::EthAll,
-            )
-            .context("cannot open a packet socket")
+        let socket = namespace::within(&place.namespace(host), packet_socket)?;
+        Capture::over(socket, Way::Arriving)
+    }
+
+    /// Starts capturing what a host sends by one interface. What reaches an XDP program is seen
+    /// only so, at the far end: the program takes it before any packet socket does.
+    pub fn start_leaving(place: &Place, host: Host, interface: &str) -> Result<Capture> {
+        let (socket, index) = namespace::within(&place.namespace(host), || {
+            let index = if_nametoindex(interface)
+                .with_context(|| format!("{host} has no interface {interface}"))?;
+            Ok((packet_socket()?, usize::try_from(index)?))
         })?;
+        Capture::over(socket, Way::Leaving(index))
+    }
+
+    fn over(socket: OwnedFd, way: Way) -> Result<Capture> {
         let stop = Arc::new(AtomicBool::new(false));
         let seen_by_thread = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("capture".to_owned())
-            .spawn(move || collect(&socket, &seen_by_thread))
+            .spawn(move || collect(&socket, way, &seen_by_thread))
             .context("cannot start a thread")?;
         Ok(Capture { stop, thread })
     }
@@ -83,7 +100,13 @@ pub fn sources(packets: &[Packet], protocol: u8, destination: SocketAddrV4) -> B
         .collect()
 }
 
-fn collect(socket: &OwnedFd, stop: &AtomicBool) -> Result<Vec<Packet>> {
+fn packet_socket() -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
+        .context("cannot open a packet socket")
+}
+
+fn collect(socket: &OwnedFd, way: Way, stop: &AtomicBool) -> Result<Vec<Packet>> {
     let mut packets = Vec::new();
     let mut buffer = [0; 128];
     loop {
@@ -93,7 +116,7 @@ fn collect(socket: &OwnedFd, stop: &AtomicBool) -> Result<Vec<Packet>> {
         let timeout = if last { PollTimeout::ZERO } else { PollTimeout::try_from(TICK)? };
         let ready = poll(&mut descriptors, timeout).context("cannot wait for packets")?;
         // BOUND: ends at the first empty read.
-        while let Some(packet) = next(socket, &mut buffer)? {
+        while let Some(packet) = next(socket, way, &mut buffer)? {
             if let Some(packet) = packet
                 && packets.len() < PACKETS_MAX
             {
@@ -107,7 +130,7 @@ fn collect(socket: &OwnedFd, stop: &AtomicBool) -> Result<Vec<Packet>> {
 }
 
 /// The next queued packet; the inner value is `None` for one that is not of interest.
-fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<Option<Packet>>> {
+fn next(socket: &OwnedFd, way: Way, buffer: &mut [u8]) -> Result<Option<Option<Packet>>> {
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_DONTWAIT;
     let message = match recvmsg::<LinkAddr>(socket.as_raw_fd(), &mut parts, None, flags) {
@@ -115,9 +138,12 @@ fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<Option<Packet>>> {
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return Ok(None),
         Err(error) => return Err(error).context("cannot read packets"),
     };
-    let arrives = message.address.is_some_and(|address| address.pkttype() != PACKET_OUTGOING);
+    let is_wanted = message.address.is_some_and(|address| match way {
+        Way::Arriving => address.pkttype() != PACKET_OUTGOING,
+        Way::Leaving(index) => address.pkttype() == PACKET_OUTGOING && address.ifindex() == index,
+    });
     let bytes = message.bytes;
-    Ok(Some(if arrives { parse(&buffer[..bytes.min(buffer.len())]) } else { None }))
+    Ok(Some(if is_wanted { parse(&buffer[..bytes.min(buffer.len())]) } else { None }))
 }
 
 /// Reads an Ethernet frame with IPv4. Ports of a later fragment are not there to be read.

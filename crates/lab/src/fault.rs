@@ -18,6 +18,8 @@ use crate::wiring;
 
 /// How long a lost machine's own programs may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// How long the router may take to notice that a mux is silent.
+const SILENT_WITHIN: Duration = Duration::from_secs(15);
 
 /// Loses a mux or a node: the whole machine, or its process alone.
 pub fn kill(lab: &mut Lab, host: Host, loss: Loss) -> Result<()> {
@@ -37,7 +39,29 @@ pub fn kill(lab: &mut Lab, host: Host, loss: Loss) -> Result<()> {
         forget(lab, host)?;
     }
     lab.description.killed.insert(host, loss);
-    lab.save()
+    lab.save()?;
+    if loss == Loss::Machine && matches!(host, Host::Mux(_)) {
+        withdraw(lab, host)?;
+    }
+    Ok(())
+}
+
+/// What the router's routing protocol does about a neighbour that has fallen silent: it waits for
+/// the silence, then takes the routes back, and whoever watches it knows.
+fn withdraw(lab: &Lab, mux: Host) -> Result<()> {
+    let deadline = Instant::now() + SILENT_WITHIN;
+    while wiring::is_heard(&lab.place, mux)? {
+        if Instant::now() > deadline {
+            bail!("the router still hears {mux}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    wiring::announce(&lab.place, &ready::announced(lab))?;
+    lab.store().change(&Key::cluster("MuxNetwork", &mux.to_string()), |object| {
+        object["status"]["withdrawn"] = json!(true);
+        Ok(())
+    })?;
+    Ok(())
 }
 
 fn cut(lab: &Lab, host: Host) -> Result<()> {
@@ -85,12 +109,6 @@ pub fn start(lab: &mut Lab, host: Host, progress: Progress) -> Result<()> {
         bail!("{host} cannot be started: muxes and nodes can");
     }
     if loss == Some(Loss::Machine) {
-        if matches!(host, Host::Mux(_)) {
-            // As its routing neighbour does after the silence: it sends nothing until told again.
-            let others: Vec<Host> =
-                ready::announced(lab).into_iter().filter(|mux| *mux != host).collect();
-            wiring::announce(&lab.place, &others)?;
-        }
         wiring::mend(&lab.place, host)?;
     }
     lab.description.killed.remove(&host);

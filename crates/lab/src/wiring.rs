@@ -262,13 +262,14 @@ fn up_router(place: &Place, settings: &Settings) -> Result<()> {
         let Host::Mux(number) = mux else { continue };
         lines.push(format!("addr add {}/30 dev {mux}", host::mux_gateway(number)));
         lines.push(format!("link set {mux} up"));
-        // A mux that falls silent is out of use within about three seconds.
+        // A mux that falls silent is out of use within about four seconds: one of rest, one of
+        // doubt, and three questions. Fewer, and a busy machine loses muxes that are well.
         let timer = |timer: &str, value| (format!("net/ipv4/neigh/{mux}/{timer}"), value);
         parameters.extend([
             timer("base_reachable_time_ms", "1000"),
             timer("delay_first_probe_time", "1"),
-            timer("retrans_time_ms", "200"),
-            timer("ucast_solicit", "2"),
+            timer("retrans_time_ms", "500"),
+            timer("ucast_solicit", "3"),
         ]);
     }
     for node in settings.nodes() {
@@ -410,6 +411,15 @@ pub fn mend(place: &Place, host: Host) -> Result<()> {
 
 fn port(place: &Place, host: Host, state: &str) -> Result<()> {
     command::ip(Some(&place.namespace(Host::Router)), &[format!("link set {host} {state}")])
+}
+
+/// Whether the router takes a mux for reachable.
+pub fn is_heard(place: &Place, mux: Host) -> Result<bool> {
+    let router = place.namespace(Host::Router);
+    let address = mux.address().to_string();
+    let entry = command::run("ip", &["-n", &router, "neigh", "show", &address])?;
+    let valid = ["REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT"];
+    Ok(entry.split_whitespace().any(|word| valid.contains(&word)))
 }
 
 /// Takes checksum work off the router's ends of the mux links: what native XDP sends on must
