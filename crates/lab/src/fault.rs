@@ -137,6 +137,8 @@ pub fn redeploy(lab: &mut Lab, host: Host, progress: Progress) -> Result<()> {
     hosts.push(host);
     let names: Vec<String> = hosts.iter().map(|host| lab.place.namespace(*host)).collect();
     process::end(&namespace::processes_in(&names))?;
+    // The kernel takes a namespace's links down in its own time, and the name is needed at once.
+    wiring::unplug(&lab.place, host)?;
     namespace::delete(&names)?;
     forget(lab, host)?;
     // Its order goes with the node, and a new one comes with the new machine.

@@ -398,6 +398,11 @@ pub fn cut(place: &Place, host: Host) -> Result<()> {
     }
 }
 
+/// Removes a node's link.
+pub fn unplug(place: &Place, node: Host) -> Result<()> {
+    command::ip(Some(&place.namespace(Host::Router)), &[format!("link del {node}")])
+}
+
 /// Brings the link back, with the routes that went with it.
 pub fn mend(place: &Place, host: Host) -> Result<()> {
     match host {
@@ -423,7 +428,7 @@ pub fn is_heard(place: &Place, mux: Host) -> Result<bool> {
 }
 
 /// Takes checksum work off the router's ends of the mux links: what native XDP sends on must
-/// already be complete (see `docs/lab.md`).
+/// already be complete.
 pub fn complete_checksums(place: &Place, muxes: &[Host]) -> Result<()> {
     let router = namespace::path(&place.namespace(Host::Router)).display().to_string();
     for mux in muxes {
