@@ -21,6 +21,9 @@ use crate::runtime::DefaultOutboundIP;
 /// Public IPv4 addresses where no `PublicIPPool` exists.
 pub const DEFAULT_POOL: &str = "20.1.0.0/16";
 
+/// Draws of a default outbound address that may meet one in use.
+const DRAWS_MAX: u32 = 32;
+
 /// Why a node does not get its own public address.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AddressRefused {
@@ -115,9 +118,18 @@ impl Region {
     /// An unused address, chosen by `random`.
     fn draw(&self, used: &BTreeSet<Ipv4Addr>, random: u64) -> Option<Ipv4Addr> {
         let count = self.count();
-        // BOUND: each step skips a used address, or ends.
+        // A fresh draw while there is a fair chance, so that a machine's next address does not
+        // follow from its last one; then the first unused one behind the last draw.
+        // BOUND: DRAWS_MAX; then each step skips a used address, or ends.
+        let mut draw = random;
+        for _ in 0..DRAWS_MAX {
+            match self.address(draw % count.max(1)) {
+                Some(address) if used.contains(&address) => draw = scramble(draw),
+                found => return found,
+            }
+        }
         (0..count)
-            .filter_map(|step| self.address((random % count + step) % count))
+            .filter_map(|step| self.address((draw % count + step) % count))
             .find(|address| !used.contains(address))
     }
 }
@@ -141,6 +153,10 @@ fn random(seed: u64, name: &str) -> u64 {
     for byte in name.bytes() {
         state = (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     }
+    scramble(state)
+}
+
+fn scramble(mut state: u64) -> u64 {
     state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
