@@ -20,8 +20,6 @@ use crate::runtime::fingerprint;
 
 /// Blocks, or Maglev entries, in a row.
 const PER_ROW: u32 = 4;
-/// Blocks of one address.
-const BLOCKS_PER_VIP: u32 = owner::ROWS_PER_VIP * PER_ROW;
 
 /// Everything that the tables of a mux hold. Rows of arrays that are all zeroes are left out.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -137,9 +135,10 @@ impl MuxTables {
                 let address = octets(lease.range.address);
                 if network.spec.instance_public_ip == Some(lease.range.address) {
                     // The whole address is the node's, ports that are no SNAT ports too.
-                    for block in 0..BLOCKS_PER_VIP {
-                        self.set_owner(address, block, *index);
-                    }
+                    let Some(vip) = self.vips.get(&address) else { continue };
+                    let first = vip.index * owner::ROWS_PER_VIP;
+                    let rows = first..first + owner::ROWS_PER_VIP;
+                    self.owners.extend(rows.map(|row| (row, Owners([*index; PER_ROW as usize]))));
                     continue;
                 }
                 for start in lease.range.blocks() {
