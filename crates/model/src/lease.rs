@@ -82,6 +82,19 @@ pub struct Resting {
     pub range: PortRange,
     /// When it becomes free.
     pub until: Millis,
+    /// The node that may still use it, because it was taken with flows on it: it must have read
+    /// so first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awaits: Option<Awaits>,
+}
+
+/// A node that has to read an order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Awaits {
+    /// The node.
+    pub node: String,
+    /// The order.
+    pub epoch: u32,
 }
 
 /// A part of a draining lease on which no flow is left, as a node reports it.
@@ -138,6 +151,8 @@ pub struct Situation<'a> {
     pub listeners: &'a BTreeMap<Ipv4Addr, BTreeSet<u16>>,
     /// What nodes have drained.
     pub drained: &'a BTreeMap<String, Vec<Drained>>,
+    /// The order that each node follows.
+    pub applied: &'a BTreeMap<String, u32>,
     /// The oldest epoch among muxes that may still receive traffic; none: there is no such mux.
     pub acknowledged: Option<u32>,
     /// The time.
@@ -252,13 +267,27 @@ struct Step<'a> {
 
 impl Step<'_> {
     fn end_rests(&mut self) {
-        let now = self.situation.now;
-        self.books.resting.retain(|resting| resting.until > now);
+        let situation = self.situation;
+        self.books.resting.retain(|resting| {
+            let is_awaited = resting.awaits.as_ref().is_some_and(|awaits| {
+                let applied = situation.applied.get(&awaits.node).copied().unwrap_or(0);
+                situation.demands.contains_key(&awaits.node) && applied < awaits.epoch
+            });
+            resting.until > situation.now || is_awaited
+        });
     }
 
+    /// A range that its node does not use any more.
     fn rest(&mut self, range: PortRange) {
         let until = self.situation.now.plus_seconds(REST_SECONDS);
-        self.books.resting.push(Resting { range, until });
+        self.books.resting.push(Resting { range, until, awaits: None });
+    }
+
+    /// A range that its node uses until it reads that it is taken.
+    fn rest_taken(&mut self, node: String, range: PortRange) {
+        let until = self.situation.now.plus_seconds(REST_SECONDS);
+        let awaits = Some(Awaits { node, epoch: self.next_epoch });
+        self.books.resting.push(Resting { range, until, awaits });
     }
 
     fn end_leases_without_owner_or_address(&mut self) {
@@ -268,12 +297,12 @@ impl Step<'_> {
             leases.retain(|lease| {
                 let stays = node_exists && self.situation.addresses.contains(&lease.range.address);
                 if !stays {
-                    ended.push(lease.range);
+                    ended.push((node.clone(), lease.range));
                 }
                 stays
             });
         }
-        ended.into_iter().for_each(|range| self.rest(range));
+        ended.into_iter().for_each(|(node, range)| self.rest_taken(node, range));
     }
 
     fn end_drained(&mut self) {
@@ -291,18 +320,24 @@ impl Step<'_> {
                 for report in reports.iter().filter(|report| report.epoch == lease.epoch) {
                     left = left.iter().flat_map(|part| subtract(*part, report.range)).collect();
                 }
-                if lease.drain_until.is_some_and(|until| until <= self.situation.now) {
-                    cut.extend(left.drain(..).map(|range| (node.clone(), range)));
-                }
+                // What is left of it is drained, cut or kept.
+                let until = lease.drain_until;
+                let is_cut = until.is_some_and(|until| until <= self.situation.now);
                 let gone = left.iter().fold(vec![lease.range], |parts: Vec<PortRange>, stays| {
                     parts.iter().flat_map(|part| subtract(*part, *stays)).collect()
                 });
                 ended.extend(gone);
-                kept.extend(left.into_iter().map(|range| Lease { range, ..lease.clone() }));
+                match is_cut {
+                    true => cut.extend(left.into_iter().map(|range| (node.clone(), range))),
+                    false => {
+                        kept.extend(left.into_iter().map(|range| Lease { range, ..lease.clone() }));
+                    }
+                }
             }
             *leases = kept;
         }
         ended.into_iter().for_each(|range| self.rest(range));
+        cut.iter().for_each(|(node, range)| self.rest_taken(node.clone(), *range));
         self.cut = cut;
     }
 

@@ -184,6 +184,12 @@ impl Step {
             .iter()
             .map(|(name, network)| (name.clone(), network.status.drained.clone()))
             .collect();
+        let applied: BTreeMap<String, u32> = self
+            .after
+            .node_networks
+            .iter()
+            .map(|(name, network)| (name.clone(), network.status.applied_epoch))
+            .collect();
         let settlement = settle(
             &books,
             &Situation {
@@ -192,6 +198,7 @@ impl Step {
                 addresses: &live_addresses(&self.after),
                 listeners: &listeners(&self.after),
                 drained: &drained,
+                applied: &applied,
                 acknowledged: acknowledged(&self.after, self.now),
                 now: self.now,
             },

@@ -20,6 +20,7 @@ struct World {
     addresses: BTreeSet<Ipv4Addr>,
     listeners: BTreeMap<Ipv4Addr, BTreeSet<u16>>,
     drained: BTreeMap<String, Vec<Drained>>,
+    applied: BTreeMap<String, u32>,
     acknowledged: Option<u32>,
     now: Millis,
 }
@@ -33,6 +34,7 @@ impl World {
             addresses: BTreeSet::from([A, B]),
             listeners: BTreeMap::new(),
             drained: BTreeMap::new(),
+            applied: BTreeMap::new(),
             acknowledged: None,
             now: Millis(1_000_000),
         }
@@ -66,6 +68,7 @@ impl World {
                 addresses: &self.addresses,
                 listeners: &self.listeners,
                 drained: &self.drained,
+                applied: &self.applied,
                 acknowledged: self.acknowledged,
                 now: self.now,
             },
@@ -325,6 +328,26 @@ fn an_address_that_goes_ends_its_leases_at_once() {
     world.settle();
     assert!(world.books.held.is_empty());
     assert_eq!(world.books.resting.len(), 2);
+}
+
+#[test]
+fn a_range_that_was_taken_with_flows_on_it_waits_until_its_node_has_read_so() {
+    let mut world = World::narrow(1024, 2047);
+    world.wants("n1", &[A], 1024, Shape::Aligned);
+    world.settle();
+    world.settle();
+    world.addresses.remove(&A);
+    world.settle();
+    world.addresses.insert(A);
+    world.demands.clear();
+    world.demands.insert("n1".into(), Vec::new());
+    world.wants("n2", &[A], 1024, Shape::Aligned);
+    world.now = world.now.plus_seconds(10_000);
+    world.settle();
+    assert_eq!(world.leases("n2"), []);
+    world.applied.insert("n1".into(), world.books.epoch);
+    world.settle();
+    assert_eq!(world.ranges("n2"), [(1024, 1024)]);
 }
 
 #[test]
