@@ -123,9 +123,9 @@ pub fn xdp_wrap(ctx: XdpContext) -> u32 {
     // SAFETY: the bytes lie inside the packet, checked just above; the kernel lets programs write
     // words anywhere.
     unsafe {
-        *(data as *mut u32) = 0x0200_0000;
-        *((data + 4) as *mut u32) = 0x0200_0100;
-        *((data + 8) as *mut u32) = 0x0200_0000;
+        *(data as *mut u32) = u32::from_ne_bytes([2, 0, 0, 0]);
+        *((data + 4) as *mut u32) = u32::from_ne_bytes([1, 1, 2, 0]);
+        *((data + 8) as *mut u32) = u32::from_ne_bytes([0, 0, 1, 2]);
         *((data + 12) as *mut u16) = 0x0800u16.to_be();
         *((data + 14) as *mut u16) = 0x4500u16.to_be();
         *((data + 16) as *mut u16) = total.to_be();

@@ -26,6 +26,10 @@ pub static MUX_OBJECT: &[u8] =
 pub static LAB_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf/bpfel-unknown-none/release/lab"));
 
+/// Programs to measure with and against, no part of the product.
+pub static BENCH_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf/bpfel-unknown-none/release/bench"));
+
 /// Oldest kernel that has what the programs use.
 pub const KERNEL_MIN: (u32, u32) = (6, 1);
 

@@ -1,0 +1,63 @@
+//! `make bench`: what the programs cost, beside what others cost in the same minute.
+//!
+//! `micro` measures single programs, `router` a forwarding path beside nftables', `bulk` a download
+//! through mux and node. Arguments choose among them; none means all. Nothing here fails for being
+//! slow.
+
+mod measure;
+mod micro;
+#[path = "../../../ebpf/src/plan.rs"]
+mod plan;
+mod programs;
+mod report;
+mod traffic;
+mod worlds;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::measure::Machine;
+
+/// The benches and what runs them.
+const BENCHES: [(&str, fn(&Machine) -> Result<()>); 1] = [("micro", micro::run)];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    // cargo adds `--bench`.
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    for name in &wanted {
+        if BENCHES.iter().all(|(known, _)| known != name) {
+            bail!("no bench {name}: there are {}", BENCHES.map(|(name, _)| name).join(", "));
+        }
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("needs root (network namespaces, eBPF): run `make bench`, or with sudo");
+    }
+    let machine = Machine::look()?;
+    println!(
+        "{} ({} CPUs), kernel {}, load {}",
+        machine.cpu, machine.cpus, machine.kernel, machine.load
+    );
+    println!(
+        "calibration: a dependent random read takes {:.0} ns in 128 MiB, {:.1} ns in 256 KiB",
+        machine.far_read, machine.near_read
+    );
+    measure::pin()?;
+    for (name, bench) in BENCHES {
+        if wanted.is_empty() || wanted.iter().any(|other| other == name) {
+            bench(&machine)?;
+        }
+    }
+    Ok(())
+}

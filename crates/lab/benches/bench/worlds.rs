@@ -1,0 +1,268 @@
+//! Tables as a running node and mux would have them, of a chosen number of flows or ports.
+
+use std::cell::Cell;
+
+use anyhow::{Result, ensure};
+use datapath::limits::{BLOCKS_MAX, GUE_PORT, SNAT_PORT_MIN};
+use datapath::tables::{
+    AgentSettings, Block, Flow, FlowKey, FlowKind, MuxSettings, Node, Owners, Policy, Rule,
+    RuleKey, Segment, Side, Source, Ticks, Translation, Vip, block_flag, mark, owner,
+};
+use node::raw::Raw;
+
+use crate::measure::Random;
+use crate::programs::{Address, Object, flow_bytes};
+use crate::traffic::{Traffic, counted, fixed};
+
+/// The VIP.
+pub const VIP: Address = [203, 0, 113, 10];
+/// The node.
+pub const NODE: Address = [10, 1, 0, 11];
+/// The mux.
+pub const MUX: Address = [10, 2, 1, 2];
+/// The mux's and its gateway's link-layer addresses.
+pub const MUX_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
+/// The gateway of the mux.
+pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+/// Test run calls a frame its own machine's when it is for the loopback's address, which is zero.
+const OWN_MAC: [u8; 6] = [0; 6];
+const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
+
+/// The first pod, and how many there are.
+const POD: Address = [10, 244, 0, 1];
+const PODS: u32 = 64;
+/// The first of 1,024 servers on the Internet.
+const SERVER: Address = [198, 18, 0, 0];
+const SERVER_PORT: u32 = 443;
+const POD_PORT: u32 = 20_000;
+/// A half hour.
+const IDLE: Ticks = Ticks::from_seconds(1800);
+/// Nodes behind the mux.
+const NODES: u32 = 64;
+/// Entries of the Maglev table: what 655 nodes would have.
+const MAGLEV: u32 = 65_521;
+
+const fn number(address: Address) -> u32 {
+    u32::from_be_bytes(address)
+}
+
+/// What pods send: flow 0 to 65,535 differ in pod and server, more of them in the pod's port.
+pub fn outbound(flags: u8) -> Traffic {
+    Traffic {
+        fields: [
+            counted(number(POD), 0, PODS - 1),
+            counted(number(SERVER), 6, 1023),
+            counted(POD_PORT, 16, 0x3fff),
+            fixed(SERVER_PORT),
+        ],
+        tcp: Some(flags),
+        macs: [OTHER_MAC, OWN_MAC],
+        wrapped: None,
+    }
+}
+
+/// The replies to the first 65,536 flows, as a mux sends them.
+pub fn replies(flags: u8) -> Traffic {
+    Traffic {
+        fields: [
+            counted(number(SERVER), 6, 1023),
+            fixed(number(VIP)),
+            fixed(SERVER_PORT),
+            counted(SNAT_PORT_MIN as u32, 0, 0x7fff),
+        ],
+        tcp: Some(flags),
+        macs: [OWN_MAC, OTHER_MAC],
+        wrapped: Some([MUX, NODE]),
+    }
+}
+
+/// What servers send to the first `ports` ports of the VIP.
+pub fn to_ports() -> Traffic {
+    Traffic {
+        fields: [
+            counted(number(SERVER), 6, 1023),
+            fixed(number(VIP)),
+            fixed(SERVER_PORT),
+            counted(0, 0, 0xffff),
+        ],
+        tcp: Some(crate::traffic::ACK),
+        macs: [MUX_MAC, OTHER_MAC],
+        wrapped: None,
+    }
+}
+
+/// What clients send to a Service.
+pub fn to_service() -> Traffic {
+    Traffic {
+        fields: [
+            counted(number(SERVER), 0, 1023),
+            fixed(number(SERVICE_VIP)),
+            counted(POD_PORT, 10, 0x3fff),
+            fixed(80),
+        ],
+        tcp: Some(crate::traffic::ACK),
+        macs: [MUX_MAC, OTHER_MAC],
+        wrapped: None,
+    }
+}
+
+/// The VIP of the Service.
+pub const SERVICE_VIP: Address = [203, 0, 113, 20];
+
+/// The translated port of one of the first 65,536 flows.
+pub fn translated_port(flow: u32) -> u16 {
+    SNAT_PORT_MIN + (flow & 0x7fff) as u16
+}
+
+/// The key of what a pod sends on a flow.
+pub fn key(traffic: &Traffic, flow: u32) -> FlowKey<Address> {
+    let tuple = traffic.tuple(flow);
+    FlowKey {
+        source: tuple.source,
+        target: tuple.target,
+        source_port: tuple.source_port.to_be_bytes(),
+        target_port: tuple.target_port.to_be_bytes(),
+        protocol: if traffic.tcp.is_some() { 6 } else { 17 },
+        side: Side::Egress as u8,
+        reserved: [0; 2],
+    }
+}
+
+/// The moment, as the kernel's programs tell it.
+fn now() -> Result<Ticks> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    Ok(Ticks::from_nanoseconds(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64))
+}
+
+/// Fills an agent's tables for a node that holds all ports of `vip`, and whose pods are `pods`.
+pub fn fill_agent(agent: &mut Object, vip: Address, pods: (Address, u32)) -> Result<()> {
+    agent.set(
+        "settings",
+        0,
+        Raw(AgentSettings {
+            node: NODE,
+            gue_port: GUE_PORT,
+            mss_max: 1432,
+            adopt_until: 0,
+            seed: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
+            flags: 0,
+            epoch: 1,
+        }),
+    )?;
+    agent.set("frontends", 0, vip)?;
+    agent.insert("vips", vip, Raw(Vip { index: 0 }))?;
+    agent.insert("muxes", MUX, 1u32)?;
+    for index in 0..BLOCKS_MAX {
+        let start = SNAT_PORT_MIN + (index * 8) as u16;
+        let flags = block_flag::USABLE;
+        agent.set("blocks", index, Raw(Block { frontend: 0, start, flags, reserved: 0 }))?;
+    }
+    let mut policy = Policy {
+        translation: Translation::Ports as u8,
+        segments: 1,
+        idle_tcp: IDLE.0,
+        idle_udp: IDLE.0,
+        idle_icmp: IDLE.0,
+        ..Default::default()
+    };
+    policy.blocks[0] = Segment { first: 0, count: BLOCKS_MAX as u16 };
+    agent.set("policies", 0, Raw(policy))?;
+    agent.insert_prefix("sources", pods.1, pods.0, Raw(Source::default()))
+}
+
+/// The agent of the micro bench, with `flows` flows open, put in in a random order.
+pub fn agent(object: &[u8], flows: u32) -> Result<Object> {
+    ensure!(flows <= 1 << 16, "more flows than tuples");
+    let mut agent = Object::load(object)?;
+    fill_agent(&mut agent, VIP, (POD, 24))?;
+    let traffic = outbound(0);
+    let now = now()?;
+    let mut table = agent.flows("flows")?;
+    for flow in Random::new(2).order(flows) {
+        let key = key(&traffic, flow);
+        let port = translated_port(flow).to_be_bytes();
+        let half = |address, port| {
+            flow_bytes(Flow {
+                address,
+                port,
+                kind: FlowKind::Outbound as u8,
+                policy: 0,
+                generation: flow,
+                last_seen: Cell::new(now.0),
+                marks: Cell::new(mark::SYN | mark::DATA),
+                idle: IDLE.0,
+                position: flow & 0x7fff,
+                sequence: Cell::new(0),
+                acknowledgement: Cell::new(0),
+            })
+        };
+        table.insert(Raw(key.peer(VIP, port)), half(key.source, key.source_port), 0)?;
+        table.insert(Raw(key), half(VIP, port), 0)?;
+    }
+    Ok(agent)
+}
+
+/// The bare look-up's table: a row for each flow and direction, as the agent has them.
+pub fn fill_bare(bench: &mut Object, flows: u32) -> Result<()> {
+    let traffic = outbound(0);
+    let mut table = bench.flows("bare_flows")?;
+    let row = flow_bytes(Flow { kind: 1, ..Flow::default() });
+    for flow in Random::new(2).order(flows) {
+        let key = key(&traffic, flow);
+        table.insert(Raw(key.peer(VIP, translated_port(flow).to_be_bytes())), row, 0)?;
+        table.insert(Raw(key), row, 0)?;
+    }
+    for block in 0..crate::plan::BLOCKS {
+        let address = node_address(1 + block % NODES);
+        bench.set("bare_nodes", block, Raw(Node { address, present: 1 }))?;
+    }
+    Ok(())
+}
+
+/// The address of a node behind the mux.
+pub fn node_address(index: u32) -> Address {
+    [10, 1, 0, index as u8]
+}
+
+/// The node that owns a port of [`VIP`].
+pub fn owner_of(port: u16) -> u32 {
+    1 + u32::from(port) / 8 % NODES
+}
+
+/// A mux: all ports of one VIP leased to nodes in turn, a Service on another.
+pub fn mux(object: &[u8]) -> Result<Object> {
+    let mut mux = Object::load(object)?;
+    mux.set(
+        "settings",
+        0,
+        Raw(MuxSettings {
+            address: MUX,
+            gue_port: GUE_PORT,
+            mtu: 1600,
+            mac: MUX_MAC,
+            gateway_mac: GATEWAY_MAC,
+            epoch: 1,
+            seed: 0x0f1e_2d3c_4b5a_6978,
+        }),
+    )?;
+    for index in 1..=NODES {
+        mux.set("nodes", index, Raw(Node { address: node_address(index), present: 1 }))?;
+    }
+    mux.insert("vips", VIP, Raw(Vip { index: 0 }))?;
+    for row in 0..owner::ROWS_PER_VIP {
+        let owners = [0, 1, 2, 3].map(|block| owner_of((row * 32 + block * 8) as u16) as u16);
+        mux.set("owners", row, Raw(Owners(owners)))?;
+    }
+    mux.insert("vips", SERVICE_VIP, Raw(Vip { index: 1 }))?;
+    let listener = Owners([owner::NONE, owner::NONE, owner::RULES, owner::NONE]);
+    mux.set("owners", owner::ROWS_PER_VIP + 2, Raw(listener))?;
+    let rule = Rule { id: 1, flags: 0, maglev_first: 0, maglev_count: MAGLEV };
+    let key = RuleKey { vip: SERVICE_VIP, port: 80u16.to_be_bytes(), protocol: 6, reserved: 0 };
+    mux.insert("rules", Raw(key), Raw(rule))?;
+    let mut random = Random::new(3);
+    for row in 0..MAGLEV.div_ceil(4) {
+        let entries = [(); 4].map(|()| 1 + (random.next() % u64::from(NODES)) as u16);
+        mux.set("maglev", row, Raw(Owners(entries)))?;
+    }
+    Ok(mux)
+}
