@@ -54,7 +54,7 @@ pub enum Side {
 /// For ICMP echo the identifier stands in the port of the end that asked (the inside); the other
 /// port is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct FlowKey<A> {
     /// Source address of the packet.
     pub source: A,
@@ -238,7 +238,7 @@ pub mod agent_flag {
 
 /// A Service port, as the Internet names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct RuleKey<A> {
     /// The VIP.
     pub vip: A,

@@ -65,7 +65,14 @@ fn wrap(ctx: &XdpContext, outer: &[u8; gue::OUTER]) -> Option<()> {
         return None;
     }
     // SAFETY: the bytes lie between the packet's bounds, checked just above.
-    unsafe { *(data as *mut [u8; gue::OUTER]) = *outer };
+    unsafe {
+        // Word by word, as they are read.
+        let mut done = 0;
+        while done + 2 <= gue::OUTER {
+            *((data + done) as *mut u16) = u16::from_ne_bytes([outer[done], outer[done + 1]]);
+            done += 2;
+        }
+    }
     Some(())
 }
 
