@@ -7,7 +7,8 @@ mod plan;
 
 use aya_ebpf::{
     bindings::{
-        TC_ACT_OK, TC_ACT_SHOT, __sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, xdp_action, xdp_md,
+        __sk_buff, BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        xdp_action, xdp_md,
     },
     btf_maps::{Array, HashMap, ProgramArray},
     helpers::{
@@ -73,7 +74,8 @@ fn tuple(data: usize, end: usize) -> Option<FlowKey<Address>> {
     }
     // SAFETY: the 38 bytes lie inside the packet; the kernel lets programs read words anywhere.
     unsafe {
-        if *((data + 12) as *const u16) != 0x0800u16.to_be() || *((data + 14) as *const u8) != 0x45 {
+        if *((data + 12) as *const u16) != 0x0800u16.to_be() || *((data + 14) as *const u8) != 0x45
+        {
             return None;
         }
         Some(FlowKey {
@@ -96,6 +98,38 @@ pub fn tc_lookup(ctx: TcContext) -> i32 {
     match unsafe { BARE_FLOWS.get(&key) } {
         Some(flow) if flow.kind != 0 => TC_ACT_OK,
         _ => TC_ACT_SHOT,
+    }
+}
+
+/// The same, and a new source by the fewest calls that keep a TCP packet right whoever fills in its
+/// checksum: what separates it from [`tc_lookup`] is the kernel's own work.
+#[classifier]
+pub fn tc_rewrite(ctx: TcContext) -> i32 {
+    let Some(key) = tuple(ctx.data(), ctx.data_end()) else { return TC_ACT_SHOT };
+    // SAFETY: nobody changes the table while it is measured.
+    let Some(flow) = (unsafe { BARE_FLOWS.get(&key) }) else { return TC_ACT_SHOT };
+    if ctx.data() + 38 > ctx.data_end() {
+        return TC_ACT_SHOT;
+    }
+    let was = ctx.data();
+    // SAFETY: the bytes lie inside the packet; the kernel lets programs read words anywhere.
+    let ip_sum = unsafe { *((was + 24) as *const u16) };
+    let (old, new) = (u32::from_ne_bytes(key.source), u32::from_ne_bytes(flow.address));
+    let sum = !ip_sum as u32 + (!old & 0xffff) + (!old >> 16) + (new & 0xffff) + (new >> 16);
+    let sum = fold(sum).to_ne_bytes();
+    let port = u16::from_ne_bytes(flow.port) as u64;
+    let old_port = u16::from_ne_bytes(key.source_port) as u64;
+    let flags = BPF_F_PSEUDO_HDR as u64 | 4;
+    if ctx.l4_csum_replace(50, old as u64, new as u64, flags).is_err()
+        || ctx.l4_csum_replace(50, old_port, port, 2).is_err()
+    {
+        return TC_ACT_SHOT;
+    }
+    let ([a, b, c, d], [e, f, g, h]) = (flow.address, key.target);
+    let bytes = [sum[0], sum[1], a, b, c, d, e, f, g, h, flow.port[0], flow.port[1]];
+    match ctx.store(24, &bytes, 0) {
+        Ok(()) => TC_ACT_OK,
+        Err(_) => TC_ACT_SHOT,
     }
 }
 

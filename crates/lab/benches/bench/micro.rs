@@ -42,6 +42,7 @@ const XDP_TX: u32 = 3;
 enum Case {
     TcEmpty,
     TcLookup,
+    TcRewrite,
     Egress,
     EgressNew,
     TcUnwrap,
@@ -52,9 +53,10 @@ enum Case {
     MuxInbound,
 }
 
-const CASES: [Case; 10] = [
+const CASES: [Case; 11] = [
     Case::TcEmpty,
     Case::TcLookup,
+    Case::TcRewrite,
     Case::Egress,
     Case::EgressNew,
     Case::TcUnwrap,
@@ -70,6 +72,7 @@ impl Case {
         match self {
             Case::TcEmpty => "TC empty",
             Case::TcLookup => "TC bare: parse + one look-up",
+            Case::TcRewrite => "TC bare: the same + rewrite",
             Case::Egress => "agent egress, known flow",
             Case::EgressNew => "agent egress, new flow",
             Case::TcUnwrap => "TC bare: unwrap",
@@ -95,7 +98,9 @@ impl Case {
 
     fn traffic(self) -> Traffic {
         match self {
-            Case::TcEmpty | Case::TcLookup | Case::Egress => worlds::outbound(ACK),
+            Case::TcEmpty | Case::TcLookup | Case::TcRewrite | Case::Egress => {
+                worlds::outbound(ACK)
+            }
             Case::EgressNew => worlds::outbound(SYN),
             Case::TcUnwrap | Case::Ingress => worlds::replies(ACK),
             Case::XdpEmpty | Case::XdpWrap | Case::MuxReply => worlds::to_ports(),
@@ -118,6 +123,7 @@ impl Case {
         match self {
             Case::TcEmpty => "tc_empty",
             Case::TcLookup => "tc_lookup",
+            Case::TcRewrite => "tc_rewrite",
             Case::Egress | Case::EgressNew => "egress",
             Case::TcUnwrap => "tc_unwrap",
             Case::Ingress => "ingress",
@@ -130,7 +136,7 @@ impl Case {
     /// What the program answers.
     fn answer(self) -> u32 {
         match self {
-            Case::TcEmpty | Case::TcLookup | Case::TcUnwrap => TC_OK,
+            Case::TcEmpty | Case::TcLookup | Case::TcRewrite | Case::TcUnwrap => TC_OK,
             Case::Egress | Case::EgressNew | Case::Ingress => TC_NEXT,
             Case::XdpEmpty => XDP_PASS,
             Case::XdpWrap | Case::MuxReply | Case::MuxInbound => XDP_TX,
@@ -302,15 +308,13 @@ fn expected(case: Case, flow: u32, out: &[u8]) -> Vec<u8> {
     };
     match case {
         Case::TcEmpty | Case::TcLookup | Case::XdpEmpty => traffic.frame(flow),
-        Case::Egress => {
+        Case::TcRewrite | Case::Egress => {
             let source_port = worlds::translated_port(flow);
             traffic.frame_of(&Tuple { source: VIP, source_port, ..tuple })
         }
         Case::EgressNew => {
-            let source_port = word(34).clamp(
-                datapath::limits::SNAT_PORT_MIN,
-                datapath::limits::SNAT_PORT_MAX,
-            );
+            let source_port =
+                word(34).clamp(datapath::limits::SNAT_PORT_MIN, datapath::limits::SNAT_PORT_MAX);
             traffic.frame_of(&Tuple { source: VIP, source_port, ..tuple })
         }
         Case::TcUnwrap => Traffic { wrapped: None, ..traffic }.frame(flow),
@@ -389,6 +393,7 @@ fn sizes(rig: &Rig) -> Result<Vec<Size>> {
         rig.agent.size("ingress")?,
         rig.mux.size("mux")?,
         rig.bench.size("tc_lookup")?,
+        rig.bench.size("tc_rewrite")?,
         rig.bench.size("xdp_wrap")?,
     ])
 }

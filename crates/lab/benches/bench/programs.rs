@@ -103,11 +103,8 @@ impl Object {
     /// Runs a program once: its answer and the frame that it leaves.
     pub fn run_once(&self, name: &str, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
         let mut out = vec![0; WRAPPED + 64];
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ..Default::default()
-        };
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..Default::default() };
         let result = self.test_run(name, options)?;
         out.truncate(result.data_size_out as usize);
         Ok((result.return_value, out))

@@ -139,8 +139,7 @@ fn ipv4(total: usize, protocol: u8, source: [u8; 4], target: [u8; 4]) -> [u8; IP
     let [t0, t1] = (total as u16).to_be_bytes();
     let [a, b, c, d] = source;
     let [e, f, g, h] = target;
-    let mut header =
-        [0x45, 0, t0, t1, 0, 0, 0x40, 0, 64, protocol, 0, 0, a, b, c, d, e, f, g, h];
+    let mut header = [0x45, 0, t0, t1, 0, 0, 0x40, 0, 64, protocol, 0, 0, a, b, c, d, e, f, g, h];
     let sum = checksum(&[&header]).to_be_bytes();
     header[10..12].copy_from_slice(&sum);
     header

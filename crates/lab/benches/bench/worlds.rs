@@ -206,10 +206,11 @@ pub fn agent(object: &[u8], flows: u32) -> Result<Object> {
 pub fn fill_bare(bench: &mut Object, flows: u32) -> Result<()> {
     let traffic = outbound(0);
     let mut table = bench.flows("bare_flows")?;
-    let row = flow_bytes(Flow { kind: 1, ..Flow::default() });
     for flow in Random::new(2).order(flows) {
         let key = key(&traffic, flow);
-        table.insert(Raw(key.peer(VIP, translated_port(flow).to_be_bytes())), row, 0)?;
+        let port = translated_port(flow).to_be_bytes();
+        let row = flow_bytes(Flow { kind: 1, address: VIP, port, ..Flow::default() });
+        table.insert(Raw(key.peer(VIP, port)), row, 0)?;
         table.insert(Raw(key), row, 0)?;
     }
     for block in 0..crate::plan::BLOCKS {
