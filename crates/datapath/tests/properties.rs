@@ -1,0 +1,427 @@
+//! Properties of the parts that the two decisions are made of.
+
+mod rig;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+};
+
+use datapath::{
+    checksum,
+    flow::{self, ALONE, CLOSING, HALF_OPEN, RESET},
+    gue,
+    packet::{self, Packet},
+    positions::{self, Bits, Found, Positions, Run, WORDS},
+    protocol::{ICMP, TCP, UDP},
+    tables::{Flow, FlowKey, MuxSettings, Side, Ticks, mark},
+};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use proptest::{collection::vec, prelude::*};
+use rig::{Hook, Machine, Way, frame, host::Host, random::Traffic, second};
+
+/// A frame that remembers how far it was read.
+struct Watched<'a> {
+    bytes: &'a [u8],
+    furthest: Cell<usize>,
+}
+
+impl Packet for Watched<'_> {
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let read = self.bytes.read(at)?;
+        self.furthest.set(self.furthest.get().max(at + N));
+        Some(read)
+    }
+
+    fn length(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Bytes that look like an IPv4 packet often enough.
+fn nearly_ipv4() -> impl Strategy<Value = Vec<u8>> {
+    let protocols = prop_oneof![Just(TCP), Just(UDP), Just(ICMP), any::<u8>()];
+    (vec(any::<u8>(), 0..100), 0u8..16, 0u16..110, protocols, any::<bool>()).prop_map(
+        |(mut bytes, words, total, protocol, is_whole)| {
+            if bytes.len() >= 20 {
+                bytes[0] = 0x40 | words;
+                bytes[2..4].copy_from_slice(&total.to_be_bytes());
+                bytes[9] = protocol;
+                if is_whole {
+                    bytes[6..8].copy_from_slice(&[0, 0]);
+                }
+            }
+            bytes
+        },
+    )
+}
+
+/// A key whose fields are all arbitrary.
+fn key() -> impl Strategy<Value = FlowKey<[u8; 4]>> {
+    (any::<([u8; 4], [u8; 4], [u8; 2], [u8; 2], u8)>(), 0u8..2).prop_map(
+        |((source, target, source_port, target_port, protocol), side)| FlowKey {
+            source,
+            target,
+            source_port,
+            target_port,
+            protocol,
+            side,
+            reserved: [0; 2],
+        },
+    )
+}
+
+/// Words that one thread alone changes.
+struct Alone;
+
+impl Bits for Alone {
+    fn set_bits(&self, word: &Cell<u64>, bits: u64) {
+        word.set(word.get() | bits);
+    }
+
+    fn clear_bits(&self, word: &Cell<u64>, bits: u64) {
+        word.set(word.get() & !bits);
+    }
+
+    fn claim(&self, word: &Cell<u64>, value: u64) -> u64 {
+        if word.get() == 0 {
+            word.set(value);
+        }
+        word.get()
+    }
+}
+
+/// What is done to a row of positions.
+#[derive(Clone, Debug)]
+enum Act {
+    Find(u64),
+    Release(usize),
+}
+
+fn half(marks: u32, idle: u32, seen: u32, generation: u32) -> Flow<[u8; 4]> {
+    Flow {
+        marks: Cell::new(marks),
+        idle,
+        last_seen: Cell::new(seen),
+        generation,
+        ..Flow::default()
+    }
+}
+
+proptest! {
+    #[test]
+    fn parsing_never_panics_and_never_reads_behind_the_frame(
+        bytes in nearly_ipv4(),
+        at in 0usize..40,
+    ) {
+        let watched = Watched { bytes: &bytes, furthest: Cell::new(0) };
+        if let Ok(headers) = packet::ipv4(&watched, at) {
+            prop_assert!(headers.ip + headers.total as usize <= bytes.len());
+            prop_assert!(headers.l4 <= headers.ip + headers.total as usize);
+            let _found = packet::maximum_segment(&watched, &headers);
+            let _inner = datapath::icmp::inner(&watched, &headers);
+        }
+        prop_assert!(watched.furthest.get() <= bytes.len());
+    }
+
+    #[test]
+    fn what_stands_behind_the_datagram_does_not_matter(
+        bytes in nearly_ipv4(),
+        tail in vec(any::<u8>(), 0..60),
+    ) {
+        let Ok(headers) = packet::ipv4(&bytes[..], 0) else { return Ok(()) };
+        let mut other = bytes[..headers.total as usize].to_vec();
+        other.extend(tail);
+        prop_assert_eq!(packet::ipv4(&other[..], 0), Ok(headers));
+        if headers.transport == packet::Transport::IcmpError {
+            let inner = |bytes: &[u8]| datapath::icmp::inner(bytes, &headers);
+            prop_assert_eq!(inner(&bytes), inner(&other));
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_what_another_parser_reads(bytes in nearly_ipv4()) {
+        let mut frame = vec![0; 12];
+        frame.extend([0x08, 0x00]);
+        frame.extend(bytes);
+        let Ok(headers) = packet::ipv4(&frame[..], 14) else { return Ok(()) };
+        let Ok(sliced) = SlicedPacket::from_ethernet(&frame) else { return Ok(()) };
+        let Some(NetSlice::Ipv4(ip)) = sliced.net else { return Ok(()) };
+        prop_assert_eq!(headers.source, ip.header().source());
+        prop_assert_eq!(headers.target, ip.header().destination());
+        prop_assert_eq!(headers.total, ip.header().total_len());
+        prop_assert_eq!(headers.fragment, ip.header().is_fragmenting_payload());
+        let ports = (
+            u16::from_be_bytes(headers.source_port),
+            u16::from_be_bytes(headers.target_port),
+        );
+        match sliced.transport {
+            Some(TransportSlice::Tcp(tcp)) => {
+                prop_assert_eq!(ports, (tcp.source_port(), tcp.destination_port()));
+                prop_assert_eq!(headers.sequence, tcp.sequence_number());
+                prop_assert_eq!(headers.acknowledgement, tcp.acknowledgment_number());
+                let length = tcp.payload().len() as u32 + u32::from(tcp.syn()) + u32::from(tcp.fin());
+                prop_assert_eq!(headers.sequence_length(), length);
+                prop_assert_eq!(
+                    headers.opens(),
+                    tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin()
+                );
+            }
+            Some(TransportSlice::Udp(udp)) => {
+                prop_assert_eq!(ports, (udp.source_port(), udp.destination_port()));
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn a_replaced_word_gives_the_checksum_of_the_new_bytes(
+        mut words in vec(any::<u16>(), 2..40),
+        at in any::<prop::sample::Index>(),
+        new: u16,
+    ) {
+        let sum_of = |words: &[u16]| {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+            !second::ones(&bytes)
+        };
+        let before = sum_of(&words);
+        let at = at.index(words.len());
+        let after = checksum::replace(before, words[at], new);
+        words[at] = new;
+        // 0 and 0xffff are both zero in this arithmetic.
+        prop_assert_eq!(after % 0xffff, sum_of(&words) % 0xffff);
+    }
+
+    #[test]
+    fn folding_keeps_the_remainder(sum: u32) {
+        prop_assert_eq!(u32::from(checksum::fold(sum)) % 0xffff, sum % 0xffff);
+        prop_assert_eq!(checksum::fold(sum) == 0, sum == 0);
+    }
+
+    #[test]
+    fn the_peer_of_the_peer_is_the_half_itself(
+        key in key(),
+        address in any::<[u8; 4]>(),
+        port in any::<[u8; 2]>(),
+    ) {
+        let peer = key.peer(address, port);
+        prop_assert_ne!(peer.side, key.side);
+        // The other half writes what this one took away.
+        let egress = key.side == Side::Egress as u8;
+        let (back, back_port) =
+            if egress { (key.source, key.source_port) } else { (key.target, key.target_port) };
+        prop_assert_eq!(peer.peer(back, back_port), key);
+    }
+
+    #[test]
+    fn outer_headers_are_sound(
+        (address, node) in any::<([u8; 4], [u8; 4])>(),
+        gue_port in 1u16..,
+        (mac, gateway_mac) in any::<([u8; 6], [u8; 6])>(),
+        (tos, hash) in any::<(u8, u32)>(),
+        data in 0usize..1400,
+    ) {
+        let settings = MuxSettings {
+            address, gue_port, mac, gateway_mac, mtu: 1600, ..MuxSettings::default()
+        };
+        let words = format!("ip 192.0.2.1 > 203.0.113.1 udp 53 > 64000 data {data}");
+        let inner = frame::build(&words).unwrap().split_off(14);
+        let outer = gue::outer(&settings, node, inner.len() as u16, tos, hash);
+        let wrapped = [&outer[..], &inner[..]].concat();
+        let tuple = second::check(&wrapped).map_err(TestCaseError::fail)?;
+        prop_assert_eq!((tuple.source, tuple.target), (address, node));
+        prop_assert_eq!((tuple.protocol, tuple.target_port), (UDP, gue_port));
+        prop_assert!(tuple.source_port >= gue::SOURCE_PORT_MIN);
+        let sliced = SlicedPacket::from_ethernet(&wrapped).unwrap();
+        let Some(NetSlice::Ipv4(ip)) = &sliced.net else { panic!("not IPv4") };
+        prop_assert_eq!(ip.header().dcp().value() << 2 | ip.header().ecn().value(), tos);
+        prop_assert!(ip.header().dont_fragment());
+        let Some(TransportSlice::Udp(udp)) = &sliced.transport else { panic!("not UDP") };
+        prop_assert_eq!(udp.payload(), &inner[..]);
+        prop_assert_eq!(&wrapped[..12], &[gateway_mac, mac].concat()[..]);
+    }
+
+    #[test]
+    fn a_row_of_positions_is_a_set(
+        (first, count) in (0u32..900, 1u32..100),
+        barred in vec(any::<u64>(), 1..100),
+        acts in vec(
+            prop_oneof![
+                6 => any::<u64>().prop_map(Act::Find),
+                1 => any::<usize>().prop_map(Act::Release),
+            ],
+            1..3000,
+        ),
+    ) {
+        let run = Run { first, last: first + count - 1 };
+        let bars = Positions::new();
+        bars.words.iter().for_each(|word| word.set(u64::MAX));
+        let mut free = BTreeSet::new();
+        for word in run.first..=run.last {
+            // Nearly full words make the interesting searches.
+            let bits = barred[word as usize % barred.len()] | !(0xff << (word % 56));
+            bars.words[word as usize].set(bits);
+            free.extend((0..64).filter(|bit| bits & 1 << bit == 0).map(|bit| word * 64 + bit));
+        }
+        let row = Positions::new();
+        let mut taken = Vec::new();
+        for act in acts {
+            match act {
+                Act::Find(random) => {
+                    let mut turns = 0;
+                    let found = loop {
+                        turns += 1;
+                        match positions::find(&Alone, &row, &bars, run, random) {
+                            Found::Again => prop_assert!(turns <= WORDS, "no end"),
+                            found => break found,
+                        }
+                    };
+                    match found {
+                        Found::Free(position) => {
+                            prop_assert!(free.remove(&position), "{} is not free", position);
+                            row.take(&Alone, position);
+                            taken.push(position);
+                        }
+                        _ => prop_assert!(free.is_empty(), "{} are free", free.len()),
+                    }
+                }
+                Act::Release(which) if !taken.is_empty() => {
+                    let position = taken.swap_remove(which % taken.len());
+                    row.release(&Alone, position);
+                    free.insert(position);
+                }
+                Act::Release(_) => {}
+            }
+            prop_assert_eq!(row.taken() as usize, taken.len());
+        }
+    }
+
+    #[test]
+    fn a_flow_that_is_over_looks_idle_on_at_least_one_side(
+        (ours, theirs) in (0u32..16, 0u32..16),
+        protocol in prop_oneof![Just(TCP), Just(UDP)],
+        (age, apart) in (0u32..40, 0u32..40),
+        idle_minutes in 4u32..31,
+    ) {
+        // What is not TCP has no marks; TCP has a SYN from whoever opened it.
+        let (ours, theirs) = if protocol == TCP { (ours | mark::SYN, theirs) } else { (0, 0) };
+        let seconds = |seconds| Ticks::from_seconds(seconds).0;
+        let now = Ticks(seconds(100_000));
+        let idle = seconds(idle_minutes * 60);
+        let one = half(ours, idle, now.0 - seconds(age * 60), 7);
+        let other = half(theirs, idle, now.0 - seconds((age + apart) * 60), 7);
+        if flow::expired(&one, Some(&other), protocol, now) {
+            prop_assert!(flow::looks_idle(&one, now) || flow::looks_idle(&other, now));
+        }
+    }
+
+    #[test]
+    fn every_packet_of_a_flow_goes_to_one_node_by_one_path(
+        client in any::<[u8; 2]>(),
+        port in 1024u16..,
+        lengths in vec((0usize..1000, any::<u16>(), any::<bool>()), 2..6),
+    ) {
+        let mut mux = Host::new(&Traffic::tables());
+        let mut seen = BTreeSet::new();
+        for (length, sequence, has_options) in lengths {
+            let options = if has_options { "options 01010101" } else { "" };
+            let [a, b] = client;
+            let words = format!(
+                "eth 020000000001 > 020000000002 ip 8.8.{a}.{b} > 203.0.113.1 {options} \
+                 tcp {port} > 80 A seq {sequence} data {length}"
+            );
+            let observed = mux.pass(Hook::Mux, &frame::build(&words).unwrap());
+            prop_assert_eq!(observed.way, Way::Back);
+            let tuple = second::check(&observed.frame.unwrap()).map_err(TestCaseError::fail)?;
+            seen.insert((tuple.target, tuple.source_port));
+        }
+        prop_assert_eq!(seen.len(), 1);
+    }
+
+    #[test]
+    fn a_client_with_affinity_stays_on_one_node(
+        client in any::<[u8; 2]>(),
+        ports in vec(1024u16.., 2..20),
+    ) {
+        let mux = RefCell::new(Host::new(&Traffic::tables()));
+        let nodes: BTreeSet<_> = ports
+            .iter()
+            .map(|port| {
+                let [a, b] = client;
+                let words = format!(
+                    "eth 020000000001 > 020000000002 ip 8.8.{a}.{b} > 203.0.113.1 \
+                     udp {port} > 53 data 9"
+                );
+                let observed = mux.borrow_mut().pass(Hook::Mux, &frame::build(&words).unwrap());
+                second::check(&observed.frame.unwrap()).unwrap().target
+            })
+            .collect();
+        prop_assert_eq!(nodes.len(), 1);
+    }
+}
+
+#[test]
+fn flows_of_many_clients_are_spread_over_the_nodes() {
+    let mut mux = Host::new(&Traffic::tables());
+    let mut nodes = std::collections::BTreeMap::new();
+    for number in 0..2_000u16 {
+        let [a, b] = number.to_be_bytes();
+        let words =
+            format!("eth 020000000001 > 020000000002 ip 8.8.{a}.{b} > 203.0.113.1 tcp 5000 > 80 S");
+        let observed = mux.pass(Hook::Mux, &frame::build(&words).unwrap());
+        if let Some(frame) = observed.frame {
+            *nodes.entry(second::check(&frame).unwrap().target).or_insert(0) += 1;
+        }
+    }
+    // Eight of nine entries are two nodes', in turn; the ninth is nobody's.
+    let shares: Vec<i32> = nodes.into_values().collect();
+    assert_eq!(shares.len(), 2);
+    assert!(shares.iter().all(|share| (800..980).contains(share)), "{shares:?}");
+}
+
+#[test]
+fn the_state_of_a_flow_says_how_long_it_may_be_silent() {
+    let idle = Ticks::from_seconds(1800);
+    let (syn, fin, rst, data) = (mark::SYN, mark::FIN, mark::RST, mark::DATA);
+    for (state, ours, theirs, protocol, wanted) in [
+        ("UDP", 0, 0, UDP, idle),
+        ("echo", 0, 0, ICMP, idle),
+        ("a SYN without an answer", syn, 0, TCP, HALF_OPEN),
+        ("a SYN and data, still without an answer", syn | data, 0, TCP, HALF_OPEN),
+        ("both SYNs, the last acknowledgement is missing", syn, syn, TCP, HALF_OPEN),
+        ("a complete handshake, the server silent", syn | data, syn, TCP, idle),
+        ("established", syn | data, syn | data, TCP, idle),
+        ("adopted: nobody saw the SYNs", data, data, TCP, idle),
+        ("our FIN", syn | data | fin, syn | data, TCP, CLOSING),
+        ("their FIN", syn | data, syn | data | fin, TCP, CLOSING),
+        ("both FINs", syn | data | fin, syn | data | fin, TCP, CLOSING),
+        ("our RST", syn | data | rst, syn | data, TCP, RESET),
+        ("their RST to a SYN", syn, rst, TCP, RESET),
+        ("RST after FIN", syn | data | fin | rst, syn | data, TCP, RESET),
+    ] {
+        assert_eq!(flow::limit(ours, theirs, idle.0, protocol), wanted, "{state}");
+        assert_eq!(flow::limit(theirs, ours, idle.0, protocol), wanted, "{state}, other way");
+        let now = Ticks(5);
+        // Also where the clock has wrapped in between.
+        for seen in [wanted.0, wanted.0 + 1].map(|age| now.0.wrapping_sub(age)) {
+            let is_over = now.since(Ticks(seen)).0 > wanted.0;
+            let one = half(ours, idle.0, seen, 1);
+            let other = half(theirs, idle.0, seen.wrapping_sub(99), 1);
+            assert_eq!(flow::expired(&one, Some(&other), protocol, now), is_over, "{state}");
+            assert_eq!(flow::expired(&other, Some(&one), protocol, now), is_over, "{state}");
+        }
+    }
+}
+
+#[test]
+fn a_half_without_its_peer_is_over_after_two_seconds() {
+    let now = Ticks::from_seconds(1000);
+    let stranger = half(mark::SYN, 1, now.0, 8);
+    for (age, is_over) in [(0, false), (ALONE.0, false), (ALONE.0 + 1, true)] {
+        let one = half(mark::SYN | mark::DATA, u32::MAX, now.0 - age, 7);
+        assert_eq!(flow::expired(&one, None, TCP, now), is_over);
+        assert_eq!(flow::expired(&one, Some(&stranger), TCP, now), is_over);
+    }
+    // A reading from a CPU whose clock is ahead is no age at all.
+    assert!(!flow::expired(&half(0, 1, now.0 + 3, 7), None, TCP, now));
+}
