@@ -342,7 +342,7 @@ fn open<P: Packet + ?Sized, T: AgentTables<V4>>(
     let row = watched(tables, fingerprint);
     let search = tables.repeat(
         STEPS,
-        Search { row, fingerprint, segment: 0, misses: 0, wanted, end: Outcome::Looking },
+        Search { row, fingerprint, segment: 0, tries: 0, wanted, end: Outcome::Looking },
     );
     let wanted = search.wanted;
     let found = match search.end {
@@ -467,8 +467,8 @@ struct Search {
     fingerprint: u64,
     /// Index of the segment that is being searched.
     segment: u32,
-    /// Tries that met a position which is not the node's to use.
-    misses: u32,
+    /// Tries that failed.
+    tries: u32,
     wanted: Wanted,
     end: Outcome,
 }
@@ -520,9 +520,13 @@ impl Search {
             end => return end,
         }
         self.wanted.random = hash::spread(self.fingerprint, [self.wanted.random, 0]);
-        self.misses += !self.wanted.collided as u32;
-        if self.row == 0 && (self.wanted.collided || self.misses >= MISSES_MAX) {
+        self.tries += 1;
+        if self.row == 0 && (self.wanted.collided || self.tries >= MISSES_MAX) {
             self.row = watch(tables, self.fingerprint);
+            // Where all rows are others', nothing says that a segment is full: each one gets its
+            // share of the steps.
+            let share = self.tries * policy.segments as u32 / STEPS;
+            self.segment = if self.row == 0 { share } else { 0 };
         }
         if self.wanted.collided {
             self.wanted.collided = false;

@@ -90,12 +90,17 @@ pub const fn limit(ours: u32, theirs: u32, idle: u32, protocol: u8) -> Ticks {
     }
 }
 
-/// Whether a half on its own looks over, so that its peer must be asked.
+/// Whether a half on its own looks over, so that its peer must be asked. Of a flow that is over, at
+/// least one half does.
 #[inline(always)]
 pub fn looks_idle<A>(half: &Flow<A>, now: Ticks) -> bool {
     let age = age(half, now).0;
+    let marks = half.marks.get();
     // The shortest limit of all is RESET; short of it no question arises.
-    age > RESET.0 && (age > half.idle || half.marks.get() & (mark::FIN | mark::RST) != 0)
+    age > RESET.0
+        && (age > half.idle
+            || marks & (mark::FIN | mark::RST) != 0
+            || (marks & mark::SYN != 0 && age > HALF_OPEN.0))
 }
 
 /// Time since the half's last packet. A clock reading from another CPU may lie a little ahead.
