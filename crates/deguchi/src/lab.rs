@@ -342,16 +342,23 @@ fn kill(command: &Kill) -> Result<ExitCode> {
 struct Start {
     #[command(flatten)]
     which: Which,
-    /// A mux or a node.
+    /// A mux or a node; or `controller`, whose process may have ended.
     host: String,
 }
 
 fn start(command: &Start) -> Result<ExitCode> {
     life::require_root("lab start")?;
     let mut lab = command.which.find()?;
-    let host = lab.host(&command.host)?;
-    fault::start(&mut lab, host, &print::progress)?;
-    print::text(&format!("{host} works again\n"))
+    match life::Role::called(&command.host) {
+        Some(role @ (life::Role::Controller | life::Role::Internet | life::Role::Pods(_))) => {
+            fault::start_process(&lab, role, &print::progress)?
+        }
+        Some(life::Role::Machine(_)) | None => {
+            let host = lab.host(&command.host)?;
+            fault::start(&mut lab, host, &print::progress)?;
+        }
+    }
+    print::text(&format!("{} works again\n", command.host))
 }
 
 /// Run a command on a host of the lab: in its network namespace, as seen by `lab status`.

@@ -93,6 +93,22 @@ fn forget(lab: &Lab, host: Host) -> Result<()> {
     Ok(())
 }
 
+/// Starts one of the lab's own processes that has ended without [`kill`].
+pub fn start_process(lab: &Lab, role: Role, progress: Progress) -> Result<()> {
+    let lock = lab.place.lock()?;
+    let name = role.name();
+    if !lab.roles().contains(&role) {
+        bail!("{name} is no process that should run");
+    }
+    if lab.place.records().get(&name).is_some_and(|record| record.is_alive()) {
+        bail!("{name} runs already");
+    }
+    lab.start(role)?;
+    drop(lock);
+    progress(&format!("waiting until {name} works"));
+    ready::in_force(lab)
+}
+
 /// Brings a host back, as it was before [`kill`]. A mux gets traffic only when it is ready.
 pub fn start(lab: &mut Lab, host: Host, progress: Progress) -> Result<()> {
     let lock = lab.place.lock()?;

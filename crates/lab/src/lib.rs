@@ -9,6 +9,7 @@ pub mod echo;
 pub mod fault;
 pub mod host;
 pub mod in_use;
+pub mod interrupt;
 pub mod kubelet;
 pub mod life;
 pub mod manifest;

@@ -14,7 +14,7 @@ use crate::place::Place;
 use crate::process;
 use crate::store::FileStore;
 use crate::wiring::{self, Settings};
-use crate::{attach, fault, kubelet, namespace, ready};
+use crate::{attach, fault, interrupt, kubelet, namespace, ready};
 
 /// How long-running work tells what it is at.
 pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
@@ -80,6 +80,18 @@ impl Role {
         }
     }
 
+    /// The role whose record is called `name`.
+    pub fn called(name: &str) -> Option<Role> {
+        if let Some(node) = name.strip_suffix("-pods") {
+            return node.parse().ok().map(Role::Pods);
+        }
+        match name {
+            "controller" => Some(Role::Controller),
+            "internet" => Some(Role::Internet),
+            _ => name.parse().ok().map(Role::Machine),
+        }
+    }
+
     fn arguments(self, place: &Place) -> Vec<String> {
         let words = match self {
             Role::Controller => vec!["controller".to_owned()],
@@ -109,6 +121,7 @@ pub fn require_root(what: &str) -> Result<()> {
 pub fn up(place: &Place, settings: Settings, program: &Path, progress: Progress) -> Result<Lab> {
     require_root("lab up")?;
     settings.check()?;
+    interrupt::heed()?;
     let _lock = place.lock()?;
     if let Some(description) = read(place)? {
         let lab = Lab { place: place.clone(), description };
@@ -289,6 +302,7 @@ impl Lab {
         wiring::build(place, self.settings())?;
         wiring::complete_checksums(place, &self.settings().muxes())?;
         attach::router(place, &self.settings().muxes())?;
+        interrupt::check()?;
         progress("writing objects");
         let store = FileStore::create(place.objects())?;
         kubelet::populate(&store, self.settings())?;
@@ -296,6 +310,7 @@ impl Lab {
         fault::follow_routing(self)?;
         progress("starting the controller, the agents and the muxes");
         for role in self.roles() {
+            interrupt::check()?;
             self.start(role)?;
         }
         ready::in_force(self)?;

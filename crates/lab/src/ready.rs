@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::host::Host;
+use crate::interrupt;
 use crate::life::{Lab, Loss, Role};
 use crate::view;
 
@@ -22,6 +23,7 @@ pub fn in_force(lab: &Lab) -> Result<()> {
         if let Some(ended) = ended(lab, &lab.roles()) {
             bail!("{ended}");
         }
+        interrupt::check()?;
         if Instant::now() > deadline {
             let seconds = IN_FORCE_WITHIN.as_secs();
             bail!("not in force after {seconds} s: {outstanding}; see {}", logs(lab));
@@ -60,7 +62,8 @@ fn ended(lab: &Lab, roles: &[Role]) -> Option<String> {
     let text = std::fs::read_to_string(&log).unwrap_or_default();
     let last = text.lines().rev().find(|line| !line.trim().is_empty());
     let last = last.map(|line| line.strip_prefix("deguchi: ").unwrap_or(line));
-    Some(format!("{} has ended: {}", role.name(), last.unwrap_or("it said nothing")))
+    let (name, last) = (role.name(), last.unwrap_or("it said nothing"));
+    Some(format!("{name} has ended ({last}): `deguchi lab start {name}` starts it again"))
 }
 
 /// What is not yet in force, if anything.

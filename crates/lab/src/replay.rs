@@ -19,7 +19,7 @@ use crate::host::{self, Host};
 use crate::life::{self, Lab, Progress};
 use crate::place::Place;
 use crate::wiring::Settings;
-use crate::{client, fault, manifest, ready, view};
+use crate::{client, fault, interrupt, manifest, ready, view};
 
 /// IANA's number of TCP.
 const TCP: u8 = 6;
@@ -360,6 +360,7 @@ impl Stage<'_> {
             failures: Vec::new(),
         };
         for from in &script.from {
+            interrupt::check()?;
             // Each connection to a destination of its own, which alone tells it apart on the wire.
             let server = host::INTERNET[self.probes % host::INTERNET.len()];
             let turn = self.probes / host::INTERNET.len() % host::INTERNET_PORTS.len();
