@@ -162,7 +162,11 @@ impl<'a> Mux<'a> {
         let loaded = load::load(config.pins(), Role::Mux, &[])?;
         let maps = MuxMaps::open(&loaded.pins)?;
         let settings = maps.settings.get(0)?.0;
-        let present = apply::read_mux(&maps)?;
+        // New tables are empty; to read them takes a second.
+        let present = match loaded.reused {
+            true => apply::read_mux(&maps)?,
+            false => MuxTables::default(),
+        };
         let is_filled = settings.address != Address::default();
         let mut mux = Mux {
             config,
