@@ -41,7 +41,7 @@ test: ## set up, then run all tests: unit, property, kernel, lab
 lint: setup ## formatting, clippy, licences (cargo-deny) and shell scripts, each as far as installed
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --exclude ebpf --all-targets -- --deny warnings
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check; \
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check bans licenses sources; \
 	else echo 'lint: no cargo-deny here, licences and sources not checked' >&2; fi
 	@if command -v shellcheck >/dev/null; then shellcheck scripts/* .ci/run; \
 	else echo 'lint: no shellcheck here, shell scripts not checked' >&2; fi
