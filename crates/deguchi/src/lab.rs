@@ -234,8 +234,8 @@ fn finish(
 struct Get {
     #[command(flatten)]
     which: Which,
-    /// loadbalancers, publicipaddresses, nodes, services, or any other kind of object, like
-    /// natgateways or nodenetworks.
+    /// loadbalancers, publicipaddresses, nodes, services, events, or any other kind of object,
+    /// like natgateways or nodenetworks.
     kind: String,
     /// How to print it.
     #[arg(long, short, value_enum, default_value_t)]
@@ -251,6 +251,14 @@ enum Format {
 }
 
 fn get(command: &Get) -> Result<ExitCode> {
+    if ["event", "events"].contains(&command.kind.as_str()) {
+        let events = command.which.find()?.store().events()?;
+        return match command.output {
+            Format::Json => print::json(&events),
+            Format::Yaml => print::text(&serde_norway::to_string(&events)?),
+            Format::Table => print::text(&lab_view::events(&events)),
+        };
+    }
     let kind = kind_called(&command.kind)?;
     let lab = command.which.find()?;
     let store = lab.store();
@@ -288,7 +296,8 @@ fn kind_called(word: &str) -> Result<Kind> {
     if let Some(kind) = Kind::ALL.into_iter().find(known) {
         return Ok(kind);
     }
-    let names: Vec<String> = Kind::ALL.into_iter().map(plural).collect();
+    let mut names: Vec<String> = Kind::ALL.into_iter().map(plural).collect();
+    names.push("events".to_owned());
     match host::near(&asked, names.iter().map(String::as_str)) {
         Some(near) => bail!("no kind {word:?} is known: did you mean {near}?"),
         None => bail!("no kind {word:?} is known; there is {}", names.join(", ")),

@@ -308,6 +308,32 @@ pub fn replay(report: &Report) -> String {
     text
 }
 
+/// What happened, the latest last.
+pub fn events(events: &[serde_json::Value]) -> String {
+    let text = |event: &serde_json::Value, pointer: &str| {
+        event.pointer(pointer).and_then(|value| value.as_str()).unwrap_or_default().to_owned()
+    };
+    let rows: Vec<Vec<String>> = events
+        .iter()
+        .map(|event| {
+            let object = format!("{} {}", text(event, "/object/kind"), text(event, "/object/name"));
+            let count = event["count"].as_u64().unwrap_or(1).to_string();
+            vec![
+                text(event, "/time"),
+                text(event, "/type"),
+                object,
+                text(event, "/reason"),
+                count,
+                text(event, "/message"),
+            ]
+        })
+        .collect();
+    match rows.is_empty() {
+        true => "nothing has happened\n".to_owned(),
+        false => table(&["LAST SEEN", "TYPE", "OBJECT", "REASON", "COUNT", "MESSAGE"], &rows),
+    }
+}
+
 /// Objects of any other kind, by name.
 pub fn names(values: &[serde_json::Value]) -> Result<String> {
     let rows: Vec<Vec<String>> = values

@@ -9,6 +9,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 /// TCP connections that one server holds at a time; further ones are closed at once.
@@ -44,6 +45,7 @@ pub struct Echo {
 impl Echo {
     /// Listens on every address, TCP and UDP. An unspecified IPv6 address serves IPv4 as well.
     pub fn bind(listen: &[SocketAddr], name: Option<String>) -> Result<Echo> {
+        raise_descriptors();
         let state = Arc::new(State { name, open: AtomicUsize::new(0) });
         let mut threads = Vec::new();
         for address in listen {
@@ -61,6 +63,14 @@ impl Echo {
             // A socket's thread ends only by a panic, which has already been reported.
             let _ = thread.join();
         }
+    }
+}
+
+/// Every connection is a descriptor, and shells allow few.
+fn raise_descriptors() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Fewer connections then; `accept` says so by waiting.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
     }
 }
 
