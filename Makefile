@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab test lint bench clean
+.PHONY: help setup build lab test lint bench fuzz clean
 
 # cargo installs bpf-linker into its own folder, and ip and nft live in sbin on Debian.
 CARGO_HOME ?= $(HOME)/.cargo
@@ -49,6 +49,11 @@ lint: setup ## formatting, clippy, licences (cargo-deny) and shell scripts, each
 bench: setup ## measure; results as a table and as JSON under target/ (minutes, wants an idle machine)
 	$(NEEDS_ROOT)
 	$(AS_ROOT) $(CARGO) bench --locked --package lab
+
+fuzz: setup ## random packets through library and kernel programs, long (ITERATIONS=1000000, SEED=N)
+	$(NEEDS_ROOT)
+	$(AS_ROOT) ITERATIONS=$${ITERATIONS:-1000000} $(CARGO) test --locked \
+		--package datapath --package lab --test fuzz --test kernel -- --nocapture random arbitrary
 
 clean: ## remove what was built
 	$(CARGO) clean

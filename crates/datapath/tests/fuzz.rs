@@ -7,6 +7,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use rig::{
     Hook, Machine,
     host::Host,
+    names,
     random::{Traffic, number, seed},
     rules,
     tables::Tables,
@@ -25,6 +26,19 @@ fn random_traffic_keeps_the_rules() {
         if let Err(problem) = rules::play(seed, iterations.min(ROUND), &mut [&mut host]) {
             panic!("SEED={seed} {problem}");
         }
+    }
+}
+
+/// What the tables of the random traffic keep it from.
+const OUT_OF_REACH: &[&str] =
+    &["adopted", "icmp_echo", "no_gateway", "no_lease", "not_configured", "write_failed"];
+
+#[test]
+fn random_traffic_reaches_nearly_every_reason_and_event() {
+    let mut host = Host::new(&Tables::default());
+    let reached = rules::play(1, 4 * ROUND, &mut [&mut host]).unwrap();
+    for name in names().into_values() {
+        assert_ne!(reached.contains(name), OUT_OF_REACH.contains(&name), "{name}");
     }
 }
 

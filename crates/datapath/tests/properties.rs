@@ -165,7 +165,8 @@ proptest! {
                 prop_assert_eq!(ports, (tcp.source_port(), tcp.destination_port()));
                 prop_assert_eq!(headers.sequence, tcp.sequence_number());
                 prop_assert_eq!(headers.acknowledgement, tcp.acknowledgment_number());
-                let length = tcp.payload().len() as u32 + u32::from(tcp.syn()) + u32::from(tcp.fin());
+                let data = tcp.payload().len() as u32;
+                let length = data + u32::from(tcp.syn()) + u32::from(tcp.fin());
                 prop_assert_eq!(headers.sequence_length(), length);
                 prop_assert_eq!(
                     headers.opens(),

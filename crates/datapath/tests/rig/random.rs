@@ -78,7 +78,9 @@ impl Traffic {
             6..8 => (Hook::Ingress, format!("gue 10.0.0.2 > 10.0.0.11 {}", self.inbound())),
             8 => {
                 let inner = if self.dice.random() { self.reply() } else { self.inbound() };
-                (Hook::Mux, format!("eth 020000000001 > 020000000002 {inner}"))
+                let is_other = self.dice.random_ratio(1, 20);
+                let mac = if is_other { "020000000009" } else { "020000000002" };
+                (Hook::Mux, format!("eth 020000000001 > {mac} {inner}"))
             }
             _ => (Hook::Egress, self.answer()),
         };
@@ -137,7 +139,8 @@ impl Traffic {
 
     /// What stands behind an IP header, between these ports.
     fn transport(&mut self, protocol: u8, from: u16, to: u16, request: bool) -> String {
-        let data = self.dice.random_range(0..60);
+        let is_large = self.dice.random_ratio(1, 30);
+        let data = self.dice.random_range(if is_large { 1_500..1_600 } else { 0..60 });
         match protocol {
             6 => {
                 let flags = self.flags();
@@ -280,6 +283,7 @@ const TABLES: &str = "\
 agent node=10.0.0.11 mss=1432 flow-entries=301
 source 10.244.1.0/24 tcp=0 udp=0 icmp=0 other=0
 source 10.244.1.7/32 tcp=0 udp=1 icmp=2 other=1
+source 10.244.1.8/32 tcp=0 icmp=0
 source 10.0.0.11/32 tcp=0 udp=0 icmp=0 other=0
 private 10.0.0.0/8
 policy 0 ports 0+3 8+1

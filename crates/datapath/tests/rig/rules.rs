@@ -13,8 +13,13 @@ use super::{
 
 type Flows = BTreeMap<FlowKey<Address>, FlowRow>;
 
-/// Plays `steps` of a seed's traffic on machines that must all do the same.
-pub fn play(seed: u64, steps: u64, machines: &mut [&mut dyn Machine]) -> Result<(), String> {
+/// Plays `steps` of a seed's traffic on machines that must all do the same. What moved, by name.
+pub fn play(
+    seed: u64,
+    steps: u64,
+    machines: &mut [&mut dyn Machine],
+) -> Result<BTreeSet<&'static str>, String> {
+    let mut reached = BTreeSet::new();
     let mut traffic = Traffic::new(seed);
     let tables = Traffic::tables();
     let mut owners = BTreeMap::new();
@@ -37,6 +42,7 @@ pub fn play(seed: u64, steps: u64, machines: &mut [&mut dyn Machine]) -> Result<
                     format!("step {number}, {hook:?}: {problem}\ngiven\n{}", frame::dump(given))
                 };
                 let observed = pass(*hook, given, machines).map_err(name)?;
+                reached.extend(observed.counted.iter().map(|(name, _)| *name));
                 if let Some(tuple) = sound(*hook, given, &observed).map_err(name)? {
                     traffic.remember(*hook, tuple);
                     let is_new = *hook == Hook::Egress && observed.frame.as_ref() != Some(given);
@@ -47,7 +53,8 @@ pub fn play(seed: u64, steps: u64, machines: &mut [&mut dyn Machine]) -> Result<
             }
         }
     }
-    compare_flows(machines)
+    compare_flows(machines)?;
+    Ok(reached)
 }
 
 /// Gives a frame to all machines, which must do the same with it.

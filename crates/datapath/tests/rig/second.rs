@@ -67,12 +67,35 @@ pub fn check(frame: &[u8]) -> Result<Tuple, String> {
             match icmp.type_u8() {
                 8 => tuple.source_port = id,
                 0 => tuple.target_port = id,
+                3 | 11 | 12 => {
+                    quoted(&payload[8..]).map_err(|problem| format!("quoted: {problem}"))?
+                }
                 _ => {}
             }
         }
         _ => {}
     }
     Ok(tuple)
+}
+
+/// Complains of the packet that an ICMP error carries: its header checksum, and everything where it
+/// is whole.
+fn quoted(quote: &[u8]) -> Result<(), String> {
+    let Some(header) = quote.get(..20) else { return Ok(()) };
+    let length = usize::from(header[0] & 0x0f) * 4;
+    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    let Some(header) = quote.get(..length) else { return Ok(()) };
+    if header[0] >> 4 != 4 || length < 20 {
+        return Ok(());
+    }
+    if ones(header) != 0xffff {
+        return Err("the IPv4 header checksum is wrong".into());
+    }
+    let Some(whole) = quote.get(..total) else { return Ok(()) };
+    let mut frame = vec![0; 12];
+    frame.extend([0x08, 0x00]);
+    frame.extend(whole);
+    check(&frame).map(|_| ())
 }
 
 /// The ones' complement sum of 16-bit words; an odd last byte is a word's first.
