@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use lab::{host, view};
-use model::decide::Protocol;
+use model::decide::{Method, Protocol};
 use model::explain::{ExplainError, Explanation, Question};
 use model::lease::LeaseState;
 
@@ -117,6 +117,9 @@ fn told(explanation: &Explanation) -> String {
     match explanation.address {
         Some(address) => line("Seen as", &address.to_string()),
         None if explanation.method.translates() => line("Seen as", "no address yet"),
+        None if explanation.method == Method::None => {
+            line("Seen as", "nobody: there is no way out, packets are dropped");
+        }
         None => line("Seen as", "not ours to say: nothing is translated here"),
     }
     for frontend in &explanation.frontends {

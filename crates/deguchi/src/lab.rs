@@ -286,9 +286,9 @@ fn kind_called(word: &str) -> Result<Kind> {
     let plural = |kind: Kind| {
         let name = kind.as_str().to_lowercase();
         match name.strip_suffix('y') {
-            Some(stem) => format!("{stem}ies"),
-            None if name.ends_with('s') => format!("{name}es"),
-            None => format!("{name}s"),
+            Some(stem) if !stem.ends_with(['a', 'e', 'o']) => format!("{stem}ies"),
+            _ if name.ends_with('s') => format!("{name}es"),
+            _ => format!("{name}s"),
         }
     };
     let asked = word.to_lowercase();
@@ -423,4 +423,25 @@ fn replay(command: &Replay) -> Result<ExitCode> {
 /// The binary that a lab's processes run: this one.
 fn program() -> Result<PathBuf> {
     std::env::current_exe().context("cannot find this program's own file")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_found_by_the_words_that_people_use() {
+        for (word, kind) in [
+            ("loadbalancers", Kind::LoadBalancer),
+            ("publicipaddresses", Kind::PublicIPAddress),
+            ("natgateways", Kind::NatGateway),
+            ("portinventories", Kind::PortInventory),
+            ("service", Kind::Service),
+            ("Node", Kind::Node),
+        ] {
+            assert_eq!(kind_called(word).unwrap(), kind);
+        }
+        let error = kind_called("publicips").unwrap_err().to_string();
+        assert_eq!(error, "no kind \"publicips\" is known: did you mean publicippools?");
+    }
 }

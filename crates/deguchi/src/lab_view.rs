@@ -204,7 +204,7 @@ pub fn public_ip_addresses(objects: &Objects) -> String {
                 resource.name.clone(),
                 properties.ip_address.clone().unwrap_or_else(|| "<none>".to_owned()),
                 resource.sku.as_ref().map_or_else(String::new, |sku| sku.name.clone()),
-                user.map_or_else(|| "<nobody>".to_owned(), |user| user.id.clone()),
+                user.map_or_else(|| "<nobody>".to_owned(), |user| short(&user.id).to_owned()),
             ]
         })
         .collect();
@@ -212,6 +212,11 @@ pub fn public_ip_addresses(objects: &Objects) -> String {
         true => "no public IP address exists\n".to_owned(),
         false => table(&["NAME", "ADDRESS", "SKU", "USED BY"], &rows),
     }
+}
+
+/// A resource id without what is the same for all: subscription, group, provider.
+fn short(id: &str) -> &str {
+    id.split_once("/Microsoft.Network/").map_or(id, |(_, rest)| rest)
 }
 
 /// Nodes and how each leaves.

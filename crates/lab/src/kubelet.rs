@@ -32,6 +32,9 @@ pub fn populate(store: &FileStore, settings: &Settings) -> Result<()> {
     if settings.outbound_type == OutboundType::UserDefinedRouting {
         store.put(route_table())?;
     }
+    if settings.outbound_type == OutboundType::UserAssignedNatGateway {
+        customers_nat_gateway().into_iter().try_for_each(|object| store.put(object).map(|_| ()))?;
+    }
     for mux in settings.muxes() {
         let Host::Mux(number) = mux else { continue };
         store.put(json!({
@@ -66,6 +69,19 @@ fn route_table() -> Value {
     let routes = json!([{"name": "default", "properties": route}]);
     let spec = json!({"name": "nodes", "properties": {"routes": routes}});
     json!({"apiVersion": OWN, "kind": "RouteTable", "metadata": {"name": "nodes"}, "spec": spec})
+}
+
+/// What the customer brings for a NAT gateway of their own: its address, and the gateway.
+fn customers_nat_gateway() -> [Value; 2] {
+    let address = json!({"metadata": {"name": "customer-nat"}, "spec": {"sku": "Standard"}});
+    let properties = json!({"publicIpAddresses": [{"id": "publicIPAddresses/customer-nat"}]});
+    let spec = json!({"name": "customer", "properties": properties});
+    let gateway = json!({"metadata": {"name": "customer"}, "spec": spec});
+    [("PublicIPAddress", address), ("NatGateway", gateway)].map(|(kind, mut object)| {
+        object["apiVersion"] = json!(OWN);
+        object["kind"] = json!(kind);
+        object
+    })
 }
 
 /// Where the nodes send what leaves the cluster: to the router, unless the cluster's routing is

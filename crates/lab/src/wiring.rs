@@ -72,6 +72,10 @@ impl Settings {
             let most = host::PODS_PER_NODE_MAX;
             bail!("--pods-per-node {}: a node has 1 to {most} pods", self.pods_per_node);
         }
+        let (sku, outbound_type) = (self.sku, self.outbound_type);
+        if sku == LoadBalancerSku::Basic && outbound_type != OutboundType::LoadBalancer {
+            bail!("--outbound-type {outbound_type} needs --sku standard, as on Azure");
+        }
         if !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {
             bail!("--mtu {}: between muxes and nodes, {MTU_MIN} to {MTU_MAX} work", self.mtu);
         }
