@@ -287,11 +287,16 @@ fn kind_called(word: &str) -> Result<Kind> {
         let name = kind.as_str().to_lowercase();
         match name.strip_suffix('y') {
             Some(stem) if !stem.ends_with(['a', 'e', 'o']) => format!("{stem}ies"),
-            _ if name.ends_with('s') => format!("{name}es"),
+            _ if name.ends_with(['s', 'x']) => format!("{name}es"),
             _ => format!("{name}s"),
         }
     };
-    let asked = word.to_lowercase();
+    let asked = match word.to_lowercase().as_str() {
+        "svc" => "service".to_owned(),
+        "lb" => "loadbalancer".to_owned(),
+        "pip" | "publicip" | "publicips" => "publicipaddress".to_owned(),
+        other => other.to_owned(),
+    };
     let known = |kind: &Kind| asked == kind.as_str().to_lowercase() || asked == plural(*kind);
     if let Some(kind) = Kind::ALL.into_iter().find(known) {
         return Ok(kind);
@@ -441,7 +446,7 @@ mod tests {
         ] {
             assert_eq!(kind_called(word).unwrap(), kind);
         }
-        let error = kind_called("publicips").unwrap_err().to_string();
-        assert_eq!(error, "no kind \"publicips\" is known: did you mean publicippools?");
+        let error = kind_called("publicipadresses").unwrap_err().to_string();
+        assert!(error.ends_with("did you mean publicipaddresses?"), "{error}");
     }
 }
