@@ -3,12 +3,12 @@
 
 mod rig;
 
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{SeedableRng, rngs::StdRng};
 use rig::{
     Hook, Machine,
     host::Host,
     names,
-    random::{Traffic, number, seed},
+    random::{Traffic, arbitrary, number, seed},
     rules,
     tables::Tables,
 };
@@ -48,14 +48,7 @@ fn arbitrary_bytes_get_one_verdict_and_no_panic() {
     let mut dice = StdRng::seed_from_u64(seed);
     let mut host = Host::new(&Traffic::tables());
     for number in 0..number("ITERATIONS", ROUND) {
-        let mut frame = vec![0; dice.random_range(0..130)];
-        dice.fill(&mut frame[..]);
-        // Most of the time far enough into the code to meet something.
-        if frame.len() > 33 && dice.random_ratio(9, 10) {
-            frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
-            frame[16..18].copy_from_slice(&[0, dice.random_range(20..120)]);
-            frame[23] = [1, 6, 17][number as usize % 3];
-        }
+        let frame = arbitrary(&mut dice);
         for hook in [Hook::Egress, Hook::Ingress, Hook::Mux] {
             let counted = host.pass(hook, &frame).counted;
             assert!(!counted.is_empty(), "SEED={seed}: {number}: {hook:?} {frame:?}");

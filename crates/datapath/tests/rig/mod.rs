@@ -65,7 +65,7 @@ pub trait Machine {
     }
     /// Gives a frame to a hook.
     fn pass(&mut self, hook: Hook, frame: &[u8]) -> Observed;
-    /// Lets time pass.
+    /// Lets so much time pass since the last call, or since the start, and no more.
     fn wait(&mut self, seconds: u64);
     /// The flow table.
     fn flows(&mut self) -> BTreeMap<FlowKey<Address>, FlowRow>;

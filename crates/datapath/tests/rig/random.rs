@@ -275,6 +275,32 @@ impl Traffic {
     }
 }
 
+/// Arbitrary bytes, most of the time far enough into the code to meet something.
+pub fn arbitrary(dice: &mut StdRng) -> Vec<u8> {
+    let mut frame = vec![0; dice.random_range(0..130)];
+    dice.fill(&mut frame[..]);
+    if frame.len() > 33 && dice.random_ratio(9, 10) {
+        frame[..12].fill(0);
+        frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+        frame[16..18].copy_from_slice(&[0, dice.random_range(20..120)]);
+        frame[20..22].copy_from_slice(&[0x40, 0]);
+        frame[23] = [1, 6, 17][dice.random_range(0..3)];
+        // From a pod, to a VIP, or wrapped for this node.
+        match dice.random_range(0..3) {
+            0 => frame[26..30].copy_from_slice(&[10, 244, 1, 5]),
+            1 => frame[30..34].copy_from_slice(&[203, 0, 113, 1]),
+            _ => {
+                frame[26..34].copy_from_slice(&[10, 0, 0, 2, 10, 0, 0, 11]);
+                frame[23] = 17;
+                if let Some(port) = frame.get_mut(36..38) {
+                    port.copy_from_slice(&6080u16.to_be_bytes());
+                }
+            }
+        }
+    }
+    frame
+}
+
 fn dotted(address: [u8; 4]) -> String {
     std::net::Ipv4Addr::from(address).to_string()
 }

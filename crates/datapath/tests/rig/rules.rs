@@ -11,6 +11,9 @@ use super::{
     tables::Address,
 };
 
+/// Steps after which machines with a clock of their own are put right.
+const TIME_RIGHT: u64 = 200;
+
 type Flows = BTreeMap<FlowKey<Address>, FlowRow>;
 
 /// Plays `steps` of a seed's traffic on machines that must all do the same. What moved, by name.
@@ -27,6 +30,9 @@ pub fn play(
         machine.start(&tables);
     }
     for number in 0..steps {
+        if number % TIME_RIGHT == 0 {
+            machines.iter_mut().for_each(|machine| machine.wait(0));
+        }
         let step = traffic.step();
         match &step {
             Step::Wait(seconds) => {

@@ -1,7 +1,8 @@
 //! The machine in the kernel: the loaded programs, run one packet at a time by
 //! `BPF_PROG_TEST_RUN`, over their real tables. Nothing is attached and nothing is sent.
 //!
-//! The kernel's clock cannot be moved, so time passes by making everything older.
+//! The kernel's clock cannot be moved, so time passes by making everything older; and it cannot be
+//! stopped, so what passed by itself meanwhile is taken back.
 
 use std::{
     collections::BTreeMap,
@@ -53,6 +54,8 @@ pub struct Kernel {
     agent: Agent,
     mux: Mux,
     given: Tables,
+    /// The clock when time was last put right.
+    right_at: u64,
 }
 
 struct Agent {
@@ -101,7 +104,7 @@ impl Kernel {
             "these tests run the real kernel programs: run them as root (`make test` does)"
         );
         let given = Tables::default();
-        Kernel { agent: Agent::load(given.flow_entries), mux: Mux::load(), given }
+        Kernel { agent: Agent::load(given.flow_entries), mux: Mux::load(), given, right_at: 0 }
     }
 
     /// Takes everything away that `given` brought and that packets left.
@@ -271,6 +274,7 @@ impl Machine for Kernel {
             self.clear();
         }
         self.given = tables.clone();
+        self.right_at = clock();
         self.fill();
     }
 
@@ -321,7 +325,10 @@ impl Machine for Kernel {
     }
 
     fn wait(&mut self, seconds: u64) {
-        let ticks = Ticks::from_nanoseconds(seconds * 1_000_000_000).0;
+        let now = clock();
+        let older = (seconds * 1_000_000_000) as i64 - (now - self.right_at) as i64;
+        self.right_at = now;
+        let ticks = (older >> 20) as u32;
         let flows = &mut self.agent.flows;
         let rows: Vec<_> = flows.iter().map(|entry| entry.expect("a flow")).collect();
         let at = offset_of!(Flow<Address>, last_seen);
@@ -331,7 +338,7 @@ impl Machine for Kernel {
             flows.insert(key, bytes, 0).expect("an older flow");
         }
         let mut settings = self.agent.settings.get(&0, 0).expect("settings");
-        settings.0.adopt_until = settings.0.adopt_until.saturating_sub(seconds * 1_000_000_000);
+        settings.0.adopt_until = settings.0.adopt_until.saturating_add_signed(-older);
         set(&mut self.agent.settings, 0, settings);
     }
 
