@@ -10,6 +10,7 @@ mod micro;
 mod plan;
 mod programs;
 mod report;
+mod router;
 mod traffic;
 mod worlds;
 
@@ -20,7 +21,8 @@ use anyhow::{Result, bail};
 use crate::measure::Machine;
 
 /// The benches and what runs them.
-const BENCHES: [(&str, fn(&Machine) -> Result<()>); 1] = [("micro", micro::run)];
+const BENCHES: [(&str, fn(&Machine) -> Result<()>); 2] =
+    [("micro", micro::run), ("router", router::run)];
 
 fn main() -> ExitCode {
     match run() {

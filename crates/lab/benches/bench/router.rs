@@ -1,0 +1,501 @@
+//! What a packet costs a router: plain, with conntrack, with nftables' translation and with ours.
+//!
+//! Frames are made by an XDP program in test-run's live-frame mode, so that they enter the router's
+//! stack as if they had arrived, all in one thread: its CPU time is the whole price of forwarding,
+//! up to the sink at the server's side. Modes take turns in every round, and only ratios of the
+//! same round are compared.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::programs::tc::{TcAttachOptions, TcAttachType};
+use aya::programs::{LinkOrder, XdpMode};
+use lab::{command, namespace};
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
+use serde::Serialize;
+
+use crate::measure::{self, Machine, Spread, paired, spread};
+use crate::plan::Sink;
+use crate::programs::Object;
+use crate::report::{self, Table, Target, one, three};
+use crate::traffic::Traffic;
+use crate::worlds::{self, VIP};
+
+const ROUNDS: usize = 7;
+const FLOWS: [u32; 2] = [1024, 131_072];
+/// Packets of a steady sample.
+const PACKETS: u32 = 131_072;
+/// Steps from flow to flow: one for the pass that opens the flows, another for the passes after it.
+const STEPS: [u32; 2] = [40_503, 77_773];
+/// Connections that conntrack may hold while we measure.
+const CONNTRACK_MAX: u32 = 1 << 20;
+const CONNTRACK_FILE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
+const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0x0a, 1];
+const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0x0a, 2];
+/// The router's address towards the server.
+const UPLINK: [u8; 4] = [10, 9, 0, 1];
+/// Where the clients are.
+const CLIENTS: [u8; 4] = [10, 244, 0, 0];
+
+/// How the router treats packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Mode {
+    Plain,
+    Conntrack,
+    Snat,
+    Masquerade,
+    Ours,
+    OursConntrack,
+}
+
+const MODES: [Mode; 6] =
+    [Mode::Plain, Mode::Conntrack, Mode::Snat, Mode::Masquerade, Mode::Ours, Mode::OursConntrack];
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Mode::Plain => "plain routing",
+            Mode::Conntrack => "conntrack only",
+            Mode::Snat => "nftables snat",
+            Mode::Masquerade => "nftables masquerade",
+            Mode::Ours => "deguchi",
+            Mode::OursConntrack => "deguchi, conntrack active",
+        }
+    }
+
+    /// Rules for nft.
+    fn rules(self) -> Option<String> {
+        let chain = match self {
+            Mode::Plain | Mode::Ours => return None,
+            Mode::Conntrack | Mode::OursConntrack => {
+                "type filter hook forward priority 0; ct state invalid drop".into()
+            }
+            Mode::Snat => {
+                let [a, b, c, d] = VIP;
+                format!(
+                    "type nat hook postrouting priority 100; \
+                     oifname \"r1\" meta l4proto udp snat to {a}.{b}.{c}.{d}:1024-65535"
+                )
+            }
+            Mode::Masquerade => {
+                "type nat hook postrouting priority 100; oifname \"r1\" masquerade".into()
+            }
+        };
+        Some(format!("table ip bench {{\n chain one {{\n {chain}\n }}\n}}\n"))
+    }
+
+    /// Which source the server sees.
+    fn sink(self, verify: bool) -> Sink {
+        let (mask, source) = match self {
+            Mode::Plain | Mode::Conntrack => (0xffff_0000, CLIENTS),
+            Mode::Masquerade => (u32::MAX, UPLINK),
+            Mode::Snat | Mode::Ours | Mode::OursConntrack => (u32::MAX, VIP),
+        };
+        let source = u32::from_be_bytes(source);
+        Sink { mask, source, verify: verify.into(), ..Sink::default() }
+    }
+
+    fn is_ours(self) -> bool {
+        matches!(self, Mode::Ours | Mode::OursConntrack)
+    }
+}
+
+/// Three hosts in a row; they go when this does.
+struct Hosts {
+    names: Vec<String>,
+}
+
+impl Hosts {
+    fn new() -> Result<Hosts> {
+        let own = std::process::id();
+        let names: Vec<String> = ["client", "router", "server"]
+            .iter()
+            .map(|host| format!("deguchi-bench-{own}-{host}"))
+            .collect();
+        namespace::add(&names)?;
+        let hosts = Hosts { names };
+        hosts.wire()?;
+        Ok(hosts)
+    }
+
+    fn client(&self) -> &str {
+        &self.names[0]
+    }
+
+    fn router(&self) -> &str {
+        &self.names[1]
+    }
+
+    fn server(&self) -> &str {
+        &self.names[2]
+    }
+
+    fn wire(&self) -> Result<()> {
+        for name in &self.names {
+            let quiet = ["all", "default"]
+                .map(|scope| (format!("net/ipv6/conf/{scope}/disable_ipv6"), "1"));
+            namespace::set(name, &quiet)?;
+            let strict =
+                ["all", "default"].map(|scope| (format!("net/ipv4/conf/{scope}/rp_filter"), "0"));
+            namespace::set(name, &strict)?;
+        }
+        let (client, router, server) = (self.client(), self.router(), self.server());
+        command::ip(
+            None,
+            &[
+                format!(
+                    "link add r0 address {} netns {router} type veth peer name c0 netns {client}",
+                    mac(ROUTER_MAC)
+                ),
+                format!("link add r1 netns {router} type veth peer name s0 netns {server}"),
+            ],
+        )?;
+        command::ip(Some(client), &["link set c0 up".into()])?;
+        command::ip(
+            Some(server),
+            &["addr add 10.9.0.2/24 dev s0".into(), "link set s0 up".into()],
+        )?;
+        let server_mac = link_address(server, "s0")?;
+        command::ip(
+            Some(router),
+            &[
+                "addr add 10.8.0.1/24 dev r0".into(),
+                "addr add 10.9.0.1/24 dev r1".into(),
+                "link set r0 up".into(),
+                "link set r1 up".into(),
+                format!("neigh replace 10.9.0.2 lladdr {server_mac} dev r1 nud permanent"),
+                "route add 198.18.0.0/15 via 10.9.0.2".into(),
+            ],
+        )?;
+        namespace::set(router, &[("net/ipv4/ip_forward".into(), "1")])
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        if let Err(error) = namespace::delete(&self.names) {
+            eprintln!("bench: {error:#}");
+        }
+    }
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The link-layer address of an interface in a namespace.
+fn link_address(namespace: &str, link: &str) -> Result<String> {
+    let text = command::run("ip", &["-n", namespace, "-brief", "link", "show", link])?;
+    let address = text.split_whitespace().find(|word| word.matches(':').count() == 5);
+    Ok(address.with_context(|| format!("{link} has no address: {text}"))?.to_owned())
+}
+
+/// The machine-wide limit of conntrack, raised while we measure.
+struct ConntrackMax {
+    before: String,
+}
+
+impl ConntrackMax {
+    fn raise() -> Result<ConntrackMax> {
+        let before = fs::read_to_string(CONNTRACK_FILE)
+            .with_context(|| format!("no conntrack here: {CONNTRACK_FILE}"))?;
+        let enough = before.trim().parse::<u32>().is_ok_and(|most| most >= CONNTRACK_MAX);
+        if !enough {
+            fs::write(CONNTRACK_FILE, CONNTRACK_MAX.to_string())?;
+        }
+        Ok(ConntrackMax { before })
+    }
+}
+
+impl Drop for ConntrackMax {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(CONNTRACK_FILE, self.before.trim()) {
+            eprintln!("bench: cannot put {CONNTRACK_FILE} back to {}: {error}", self.before.trim());
+        }
+    }
+}
+
+/// Forgets all connections of this thread's network: entries from before a rule know nothing of it.
+fn flush_conntrack() -> Result<()> {
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )?;
+    // `struct nlmsghdr` (length, IPCTNL_MSG_CT_DELETE of NFNL_SUBSYS_CTNETLINK, request that wants
+    // an answer, sequence, port) and `struct nfgenmsg` (any family).
+    let mut message = Vec::new();
+    message.extend(20u32.to_ne_bytes());
+    message.extend((1u16 << 8 | 2).to_ne_bytes());
+    message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
+    message.extend([0; 12]);
+    let descriptor = std::os::fd::AsRawFd::as_raw_fd(&netlink);
+    send(descriptor, &message, MsgFlags::empty())?;
+    let mut answer = [0u8; 128];
+    let length = recv(descriptor, &mut answer, MsgFlags::empty())?;
+    ensure!(length >= 20, "a short answer from netlink");
+    match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
+        0 => Ok(()),
+        error => bail!("cannot flush conntrack: {}", std::io::Error::from_raw_os_error(-error)),
+    }
+}
+
+/// One measured mode at one number of flows, in one round.
+#[derive(Clone, Copy)]
+struct Sample {
+    /// CPU nanoseconds of a packet of a known flow.
+    steady: f64,
+    /// The same of the first packet of a flow.
+    first: f64,
+    /// Which part of the packets arrived.
+    delivered: f64,
+}
+
+/// What measures, inside the router's namespace.
+struct Bench {
+    bench: Object,
+    device: u32,
+    cpu: usize,
+}
+
+impl Bench {
+    /// Sends a number of packets; CPU nanoseconds of each, and how many arrived.
+    fn pass(&mut self, mode: Mode, flows: u32, step: u32, packets: u32) -> Result<(f64, Sink)> {
+        let plan = traffic().plan(0, flows, step);
+        self.bench.set_plan(plan)?;
+        self.bench.set_sink(mode.sink(false))?;
+        let softirq = measure::softirq_time(self.cpu)?;
+        let start = measure::thread_time()?;
+        self.bench.send("xdp_send", &plan.frame[..plan.length as usize], self.device, packets)?;
+        let own = measure::thread_time()? - start;
+        let sink = self.settled()?;
+        let softirq = measure::softirq_time(self.cpu)? - softirq;
+        Ok(((own + softirq) as f64 / f64::from(packets), sink))
+    }
+
+    /// What the sink has seen once nothing more comes.
+    fn settled(&self) -> Result<Sink> {
+        let mut sink = self.bench.sink()?;
+        for _ in 0..50 {
+            sleep(Duration::from_millis(2));
+            let later = self.bench.sink()?;
+            if later == sink {
+                break;
+            }
+            sink = later;
+        }
+        Ok(sink)
+    }
+
+    fn sample(&mut self, mode: Mode, flows: u32) -> Result<Sample> {
+        let rules = Rules::set(mode)?;
+        let (first, opened) = self.pass(mode, flows, STEPS[0], flows)?;
+        self.pass(mode, flows, STEPS[1], flows.min(16_384))?;
+        let (steady, passed) = self.pass(mode, flows, STEPS[1], PACKETS)?;
+        drop(rules);
+        let sent = u64::from(flows) + u64::from(PACKETS);
+        let delivered = (opened.matching + passed.matching) as f64 / sent as f64;
+        ensure!(
+            opened.other + passed.other == 0,
+            "{}: {} packets arrived with another source",
+            mode.name(),
+            opened.other + passed.other
+        );
+        Ok(Sample { steady, first, delivered })
+    }
+
+    /// Checks every mode on a few packets: the source, and both checksums.
+    fn check(&mut self, mode: Mode) -> Result<()> {
+        const PACKETS: u32 = 4096;
+        let rules = Rules::set(mode)?;
+        let plan = traffic().plan(0, PACKETS / 2, STEPS[0]);
+        self.bench.set_plan(plan)?;
+        self.bench.set_sink(mode.sink(true))?;
+        self.bench.send("xdp_send", &plan.frame[..plan.length as usize], self.device, PACKETS)?;
+        let sink = self.settled()?;
+        drop(rules);
+        ensure!(
+            sink.matching == u64::from(PACKETS) && sink.other == 0 && sink.broken == 0,
+            "{}: of {PACKETS} packets {} arrived with the right source, {} with another, {} with a wrong checksum",
+            mode.name(),
+            sink.matching,
+            sink.other,
+            sink.broken
+        );
+        Ok(())
+    }
+}
+
+/// A mode in force in this thread's network; dropped, nothing is left of it.
+struct Rules {
+    mode: Mode,
+    /// Detaches when it goes.
+    _agent: Option<Object>,
+}
+
+impl Rules {
+    fn set(mode: Mode) -> Result<Rules> {
+        flush_conntrack()?;
+        if let Some(rules) = mode.rules() {
+            command::run_with_input("nft", &["-f", "-"], &rules)?;
+        }
+        let mut rules = Rules { mode, _agent: None };
+        if mode.is_ours() {
+            let mut agent = Object::load(node::load::AGENT_OBJECT)?;
+            worlds::fill_agent(&mut agent, VIP, (CLIENTS, 16))?;
+            let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+            agent.classifier("egress")?.attach_with_options("r1", TcAttachType::Egress, order)?;
+            rules._agent = Some(agent);
+        }
+        Ok(rules)
+    }
+}
+
+impl Drop for Rules {
+    fn drop(&mut self) {
+        if self.mode.rules().is_some()
+            && let Err(error) = command::run("nft", &["delete", "table", "ip", "bench"])
+        {
+            eprintln!("bench: {error:#}");
+        }
+    }
+}
+
+fn traffic() -> Traffic {
+    Traffic { tcp: None, macs: [ROUTER_MAC, CLIENT_MAC], ..worlds::outbound(0) }
+}
+
+/// The results.
+#[derive(Serialize)]
+struct Results {
+    rounds: usize,
+    packets: u32,
+    modes: Vec<ModeResult>,
+    targets: Vec<Target>,
+}
+
+#[derive(Serialize)]
+struct ModeResult {
+    mode: Mode,
+    flows: u32,
+    /// CPU nanoseconds per packet of a known flow.
+    steady: Spread,
+    /// The same of the first packet of a flow.
+    first: Spread,
+    /// The least part of the packets that arrived in any round.
+    delivered: f64,
+    /// Medians of ratios to nftables snat in the same round.
+    steady_ratio: f64,
+    first_ratio: f64,
+}
+
+/// Measures, prints and writes.
+pub fn run(machine: &Machine) -> Result<()> {
+    let cpu = measure::pin()?;
+    let _limit = ConntrackMax::raise()?;
+    let hosts = Hosts::new()?;
+    let mut bench = Object::load(node::load::BENCH_OBJECT)?;
+    namespace::within(hosts.server(), || {
+        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+        bench.classifier("tc_sink")?.attach_with_options("s0", TcAttachType::Ingress, order)?;
+        Ok(())
+    })?;
+    let samples = namespace::within(hosts.router(), || measure_all(bench, cpu))?;
+    let results = results(&samples);
+    print(&results);
+    report::write("router", machine, &results)
+}
+
+/// Samples of each number of flows and mode, one for each round.
+type Samples = Vec<Vec<Vec<Sample>>>;
+
+fn measure_all(mut bench: Object, cpu: usize) -> Result<Samples> {
+    // Live frames need a native program where they arrive.
+    let device = nix::net::if_::if_nametoindex("r0")?;
+    bench.xdp("xdp_empty")?.attach_to_if_index(device, XdpMode::Driver)?;
+    let mut bench = Bench { bench, device, cpu };
+    for mode in MODES {
+        bench.check(mode)?;
+    }
+    let mut samples = vec![vec![Vec::new(); MODES.len()]; FLOWS.len()];
+    for _ in 0..ROUNDS {
+        for (flows, samples) in FLOWS.into_iter().zip(&mut samples) {
+            for (mode, samples) in MODES.into_iter().zip(samples) {
+                samples.push(bench.sample(mode, flows)?);
+            }
+        }
+    }
+    Ok(samples)
+}
+
+fn of(samples: &[Vec<Sample>], mode: Mode, value: fn(&Sample) -> f64) -> Vec<f64> {
+    let index = MODES.iter().position(|other| *other == mode).unwrap_or(0);
+    samples[index].iter().map(value).collect()
+}
+
+fn ratio(samples: &[Vec<Sample>], mode: Mode, value: fn(&Sample) -> f64) -> f64 {
+    let (one, other) = (of(samples, mode, value), of(samples, Mode::Snat, value));
+    spread(&paired(&one, &other, |one, other| one / other)).median
+}
+
+fn results(samples: &Samples) -> Results {
+    let mut modes = Vec::new();
+    for (flows, samples) in FLOWS.into_iter().zip(samples) {
+        for mode in MODES {
+            modes.push(ModeResult {
+                mode,
+                flows,
+                steady: spread(&of(samples, mode, |sample| sample.steady)),
+                first: spread(&of(samples, mode, |sample| sample.first)),
+                delivered: spread(&of(samples, mode, |sample| sample.delivered)).min,
+                steady_ratio: ratio(samples, mode, |sample| sample.steady),
+                first_ratio: ratio(samples, mode, |sample| sample.first),
+            });
+        }
+    }
+    let [few, many] = samples.as_slice() else { unreachable!("one entry for each of FLOWS") };
+    let steady = |samples| ratio(samples, Mode::Ours, |sample| sample.steady);
+    let first = |samples| ratio(samples, Mode::Ours, |sample| sample.first);
+    let targets = vec![
+        Target::new("deguchi / nftables snat, 1k flows", steady(few), 0.85, 0.75),
+        Target::new("deguchi / nftables snat, 128k flows", steady(many), 0.9, 0.8),
+        Target::new("the same, first packet of 128k flows", first(many), 0.7, 0.5),
+    ];
+    Results { rounds: ROUNDS, packets: PACKETS, modes, targets }
+}
+
+fn print(results: &Results) {
+    for flows in FLOWS {
+        let mut table = Table::new(&[
+            "mode",
+            "known flow min/med/max",
+            "/ snat",
+            "first packet min/med/max",
+            "/ snat",
+            "delivered",
+        ]);
+        for mode in results.modes.iter().filter(|mode| mode.flows == flows) {
+            table.row([
+                mode.mode.name().into(),
+                three(&mode.steady),
+                one(mode.steady_ratio),
+                three(&mode.first),
+                one(mode.first_ratio),
+                format!("{:.2} %", mode.delivered * 100.0),
+            ]);
+        }
+        table.print(&format!(
+            "router: CPU ns per packet of 64 bytes, {flows} flows, {} rounds",
+            results.rounds
+        ));
+    }
+    report::print_targets(&results.targets);
+}
