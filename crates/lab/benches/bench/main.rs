@@ -4,6 +4,8 @@
 //! through mux and node. Arguments choose among them; none means all. Nothing here fails for being
 //! slow.
 
+mod bulk;
+mod hosts;
 mod measure;
 mod micro;
 #[path = "../../../ebpf/src/plan.rs"]
@@ -21,8 +23,8 @@ use anyhow::{Result, bail};
 use crate::measure::Machine;
 
 /// The benches and what runs them.
-const BENCHES: [(&str, fn(&Machine) -> Result<()>); 2] =
-    [("micro", micro::run), ("router", router::run)];
+const BENCHES: [(&str, fn(&Machine) -> Result<()>); 3] =
+    [("micro", micro::run), ("router", router::run), ("bulk", bulk::run)];
 
 fn main() -> ExitCode {
     match run() {
@@ -55,7 +57,7 @@ fn run() -> Result<()> {
         "calibration: a dependent random read takes {:.0} ns in 128 MiB, {:.1} ns in 256 KiB",
         machine.far_read, machine.near_read
     );
-    measure::pin()?;
+    measure::pin(measure::last_cpu())?;
     for (name, bench) in BENCHES {
         if wanted.is_empty() || wanted.iter().any(|other| other == name) {
             bench(&machine)?;

@@ -17,13 +17,26 @@ pub fn thread_time() -> Result<u64> {
     Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
-/// Keeps the calling thread on one CPU: the last one, which gets the fewest interrupts.
-pub fn pin() -> Result<usize> {
-    let cpus = std::thread::available_parallelism()?.get();
+/// Number of CPUs.
+fn cpus() -> usize {
+    // What a thread may use changes once it is pinned.
+    (0..)
+        .take_while(|cpu| {
+            fs::exists(format!("/sys/devices/system/cpu/cpu{cpu}")).is_ok_and(|is| is)
+        })
+        .count()
+}
+
+/// The last CPU, which gets the fewest interrupts.
+pub fn last_cpu() -> usize {
+    cpus().saturating_sub(1)
+}
+
+/// Keeps the calling thread on one CPU.
+pub fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
-    set.set(cpus - 1)?;
-    sched_setaffinity(Pid::from_raw(0), &set).context("cannot stay on one CPU")?;
-    Ok(cpus - 1)
+    set.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &set).context("cannot stay on one CPU")
 }
 
 /// CPU time that a CPU's ksoftirqd has had, in nanoseconds: packets that were left to it.
@@ -128,7 +141,7 @@ impl Machine {
             time,
             kernel: node::load::kernel_release(),
             cpu,
-            cpus: std::thread::available_parallelism()?.get(),
+            cpus: cpus(),
             load: fs::read_to_string("/proc/loadavg")?.trim().to_owned(),
             far_read: random_read(128 << 20)?,
             near_read: random_read(256 << 10)?,

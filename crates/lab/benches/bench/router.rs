@@ -19,6 +19,7 @@ use nix::sys::socket::{
 };
 use serde::Serialize;
 
+use crate::hosts::Hosts;
 use crate::measure::{self, Machine, Spread, paired, spread};
 use crate::plan::Sink;
 use crate::programs::Object;
@@ -107,94 +108,24 @@ impl Mode {
     }
 }
 
-/// Three hosts in a row; they go when this does.
-struct Hosts {
-    names: Vec<String>,
-}
-
-impl Hosts {
-    fn new() -> Result<Hosts> {
-        let own = std::process::id();
-        let names: Vec<String> = ["client", "router", "server"]
-            .iter()
-            .map(|host| format!("deguchi-bench-{own}-{host}"))
-            .collect();
-        namespace::add(&names)?;
-        let hosts = Hosts { names };
-        hosts.wire()?;
-        Ok(hosts)
-    }
-
-    fn client(&self) -> &str {
-        &self.names[0]
-    }
-
-    fn router(&self) -> &str {
-        &self.names[1]
-    }
-
-    fn server(&self) -> &str {
-        &self.names[2]
-    }
-
-    fn wire(&self) -> Result<()> {
-        for name in &self.names {
-            let quiet = ["all", "default"]
-                .map(|scope| (format!("net/ipv6/conf/{scope}/disable_ipv6"), "1"));
-            namespace::set(name, &quiet)?;
-            let strict =
-                ["all", "default"].map(|scope| (format!("net/ipv4/conf/{scope}/rp_filter"), "0"));
-            namespace::set(name, &strict)?;
-        }
-        let (client, router, server) = (self.client(), self.router(), self.server());
-        command::ip(
-            None,
-            &[
-                format!(
-                    "link add r0 address {} netns {router} type veth peer name c0 netns {client}",
-                    mac(ROUTER_MAC)
-                ),
-                format!("link add r1 netns {router} type veth peer name s0 netns {server}"),
-            ],
-        )?;
-        command::ip(Some(client), &["link set c0 up".into()])?;
-        command::ip(
-            Some(server),
-            &["addr add 10.9.0.2/24 dev s0".into(), "link set s0 up".into()],
-        )?;
-        let server_mac = link_address(server, "s0")?;
-        command::ip(
-            Some(router),
-            &[
-                "addr add 10.8.0.1/24 dev r0".into(),
-                "addr add 10.9.0.1/24 dev r1".into(),
-                "link set r0 up".into(),
-                "link set r1 up".into(),
-                format!("neigh replace 10.9.0.2 lladdr {server_mac} dev r1 nud permanent"),
-                "route add 198.18.0.0/15 via 10.9.0.2".into(),
-            ],
-        )?;
-        namespace::set(router, &[("net/ipv4/ip_forward".into(), "1")])
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        if let Err(error) = namespace::delete(&self.names) {
-            eprintln!("bench: {error:#}");
-        }
-    }
-}
-
-fn mac(bytes: [u8; 6]) -> String {
-    bytes.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-/// The link-layer address of an interface in a namespace.
-fn link_address(namespace: &str, link: &str) -> Result<String> {
-    let text = command::run("ip", &["-n", namespace, "-brief", "link", "show", link])?;
-    let address = text.split_whitespace().find(|word| word.matches(':').count() == 5);
-    Ok(address.with_context(|| format!("{link} has no address: {text}"))?.to_owned())
+/// Client, router and server in a row.
+fn hosts() -> Result<Hosts> {
+    let hosts = Hosts::new(&["client", "router", "server"])?;
+    hosts.connect(1500, [("router", "r0", Some(ROUTER_MAC)), ("client", "c0", None)])?;
+    hosts.connect(1500, [("router", "r1", None), ("server", "s0", None)])?;
+    hosts.ip("server", &["addr add 10.9.0.2/24 dev s0".into()])?;
+    let server = hosts.link_address("server", "s0")?;
+    hosts.ip(
+        "router",
+        &[
+            "addr add 10.8.0.1/24 dev r0".into(),
+            "addr add 10.9.0.1/24 dev r1".into(),
+            format!("neigh replace 10.9.0.2 lladdr {server} dev r1 nud permanent"),
+            "route add 198.18.0.0/15 via 10.9.0.2".into(),
+        ],
+    )?;
+    hosts.forward("router")?;
+    Ok(hosts)
 }
 
 /// The machine-wide limit of conntrack, raised while we measure.
@@ -399,16 +330,17 @@ struct ModeResult {
 
 /// Measures, prints and writes.
 pub fn run(machine: &Machine) -> Result<()> {
-    let cpu = measure::pin()?;
+    let cpu = measure::last_cpu();
+    measure::pin(cpu)?;
     let _limit = ConntrackMax::raise()?;
-    let hosts = Hosts::new()?;
+    let hosts = hosts()?;
     let mut bench = Object::load(node::load::BENCH_OBJECT)?;
-    namespace::within(hosts.server(), || {
+    namespace::within(&hosts.of("server"), || {
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         bench.classifier("tc_sink")?.attach_with_options("s0", TcAttachType::Ingress, order)?;
         Ok(())
     })?;
-    let samples = namespace::within(hosts.router(), || measure_all(bench, cpu))?;
+    let samples = namespace::within(&hosts.of("router"), || measure_all(bench, cpu))?;
     let results = results(&samples);
     print(&results);
     report::write("router", machine, &results)

@@ -134,21 +134,23 @@ fn now() -> Result<Ticks> {
     Ok(Ticks::from_nanoseconds(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64))
 }
 
+/// The agent's settings.
+fn settings() -> AgentSettings<Address> {
+    AgentSettings {
+        node: NODE,
+        gue_port: GUE_PORT,
+        // The way to the nodes has room for wrapped packets.
+        mss_max: 0,
+        adopt_until: 0,
+        seed: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
+        flags: 0,
+        epoch: 1,
+    }
+}
+
 /// Fills an agent's tables for a node that holds all ports of `vip`, and whose pods are `pods`.
 pub fn fill_agent(agent: &mut Object, vip: Address, pods: (Address, u32)) -> Result<()> {
-    agent.set(
-        "settings",
-        0,
-        Raw(AgentSettings {
-            node: NODE,
-            gue_port: GUE_PORT,
-            mss_max: 1432,
-            adopt_until: 0,
-            seed: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
-            flags: 0,
-            epoch: 1,
-        }),
-    )?;
+    agent.set("settings", 0, Raw(settings()))?;
     agent.set("frontends", 0, vip)?;
     agent.insert("vips", vip, Raw(Vip { index: 0 }))?;
     agent.insert("muxes", MUX, 1u32)?;
@@ -228,6 +230,16 @@ pub fn node_address(index: u32) -> Address {
 /// The node that owns a port of [`VIP`].
 pub fn owner_of(port: u16) -> u32 {
     1 + u32::from(port) / 8 % NODES
+}
+
+/// A mux that sends all replies to [`NODE`].
+pub fn mux_of_one(object: &[u8]) -> Result<Object> {
+    let mut mux = mux(object)?;
+    let index = NODE[3];
+    for row in 0..owner::ROWS_PER_VIP {
+        mux.set("owners", row, Raw(Owners([index.into(); 4])))?;
+    }
+    Ok(mux)
 }
 
 /// A mux: all ports of one VIP leased to nodes in turn, a Service on another.
