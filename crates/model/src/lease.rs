@@ -44,7 +44,7 @@ impl Millis {
 pub const REST_SECONDS: u64 = 120;
 /// How long a new listener waits for the flows on its port.
 pub const LISTENER_WAIT_SECONDS: u64 = 60;
-/// Ranges that one node may hold.
+/// Ranges that one node may hold for new flows when it is given more.
 pub const RANGES_MAX: usize = 64;
 
 /// What a node may do with a range.
@@ -511,7 +511,9 @@ impl Step<'_> {
     fn take(&mut self, node: &str, demand: &Demand, free: &mut BTreeMap<Ipv4Addr, Free>) {
         let mut missing = demand.ports.saturating_sub(self.held(node, demand));
         let leases = self.books.held.entry(node.to_owned()).or_default();
-        let mut room = RANGES_MAX.saturating_sub(leases.len());
+        // What drains falls into pieces and goes; it takes no room from what is to stay.
+        let staying = leases.iter().filter(|lease| lease.state != LeaseState::Draining).count();
+        let mut room = RANGES_MAX.saturating_sub(staying);
         // The first frontend that has room for all of it, else what there is, in order.
         let whole = demand
             .frontends

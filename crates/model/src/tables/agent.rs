@@ -302,8 +302,11 @@ impl AgentTables {
                 idle_icmp: idle,
                 ..Policy::default()
             };
-            let segments = outbound.addresses.iter().flat_map(|address| self.segments(*address));
-            for (place, segment) in policy.blocks.iter_mut().zip(segments.take(SEGMENTS_MAX)) {
+            let addresses = outbound.addresses.iter();
+            let mut segments: Vec<Segment> =
+                addresses.flat_map(|address| self.segments(*address)).collect();
+            self.bridge(&mut segments);
+            for (place, segment) in policy.blocks.iter_mut().zip(segments) {
                 *place = segment;
                 policy.segments += 1;
             }
@@ -313,27 +316,53 @@ impl AgentTables {
 
     /// Runs of words in which `address` has ports for new flows.
     fn segments(&self, address: Ipv4Addr) -> Vec<Segment> {
-        let usable = self.blocks.iter().filter(|(_, block)| {
-            block.flags & block_flag::USABLE != 0
-                && self.frontends.get(&block.frontend.into()) == Some(&octets(address))
-        });
+        let is_own =
+            |block: &Block| self.frontends.get(&block.frontend.into()) == Some(&octets(address));
+        let is_usable = |block: &Block| block.flags & block_flag::USABLE != 0;
         let mut segments: Vec<Segment> = Vec::new();
-        for (index, _) in usable {
+        for (index, block) in &self.blocks {
+            if !is_own(block) || !is_usable(block) {
+                continue;
+            }
             let index = *index as u16;
-            let word = index / BLOCKS_PER_WORD as u16;
+            let first = index / BLOCKS_PER_WORD as u16 * BLOCKS_PER_WORD as u16;
             match segments.last_mut() {
-                Some(last)
-                    if (last.first + last.count - 1) / BLOCKS_PER_WORD as u16 + 1 >= word =>
-                {
+                Some(last) if last.first + last.count + BLOCKS_PER_WORD as u16 > first => {
                     last.count = index - last.first + 1;
                 }
-                _ => {
-                    let first = word * BLOCKS_PER_WORD as u16;
-                    segments.push(Segment { first, count: index - first + 1 });
-                }
+                _ => segments.push(Segment { first, count: index - first + 1 }),
             }
         }
         segments
+    }
+
+    /// Makes segments fit a policy: the smallest gaps inside one address, with nobody else's ports
+    /// in them, are bridged. What lies in a gap is barred.
+    fn bridge(&self, segments: &mut Vec<Segment>) {
+        // A segment ends on a block of its address; it may start on a place that is not held.
+        let frontend = |segment: &Segment| {
+            let last = segment.first + segment.count - 1;
+            self.blocks.get(&last.into()).map(|block| block.frontend)
+        };
+        let gap = |pair: &[Segment]| {
+            let (from, until) = (pair[0].first + pair[0].count, pair[1].first);
+            let own = frontend(&pair[0]);
+            if own != frontend(&pair[1]) || until < from {
+                return None;
+            }
+            let mut between = self.blocks.range(u32::from(from)..u32::from(until));
+            let is_free = !between.any(|(_, block)| {
+                Some(block.frontend) != own && block.flags & block_flag::USABLE != 0
+            });
+            is_free.then_some(until - from)
+        };
+        while segments.len() > SEGMENTS_MAX {
+            let gaps = segments.windows(2).map(gap).enumerate();
+            let smallest = gaps.filter_map(|(index, gap)| Some((gap?, index))).min();
+            let Some((_, index)) = smallest else { break };
+            let next = segments.remove(index + 1);
+            segments[index].count = next.first + next.count - segments[index].first;
+        }
     }
 
     fn place_services(&mut self, objects: &Objects, node: &str, present: &AgentTables) {

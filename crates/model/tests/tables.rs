@@ -1,0 +1,440 @@
+//! The kernel's tables: what stands in them, and that nothing moves under live flows.
+
+mod cluster;
+
+use std::collections::BTreeMap;
+
+use cluster::{Cluster, ip, node_address, outbound_rule, rule};
+use datapath::tables::{Owners, RuleKey, Segment, block_flag, owner, rule_flag};
+use ipnet::Ipv4Net;
+use model::lease::{Lease, LeaseState, PortRange};
+use model::pods::endpoint_slices;
+use model::tables::{
+    AgentEdit, AgentTables, MuxEdit, MuxTables, TablesError, agent_tables, mux_tables, policy_index,
+};
+use serde_json::json;
+
+const VIP: [u8; 4] = [203, 0, 113, 1];
+const NAT: [u8; 4] = [203, 0, 113, 2];
+
+/// Two nodes behind Service `web` (203.0.113.1, port 80) and an outbound rule (203.0.113.2).
+fn web(pods: &[(usize, bool)]) -> Cluster {
+    let mut cluster = Cluster::new(json!({"sku": "Standard"}), 2);
+    cluster.public_ip("vip", "203.0.113.1").public_ip("nat", "203.0.113.2");
+    let name = "auidofweb-TCP-80";
+    cluster.balancer(
+        "Standard",
+        &[("auidofweb", "vip"), ("out", "nat")],
+        &[1, 2],
+        json!([rule(name, "auidofweb", "Tcp", 80, true)]),
+        json!([outbound_rule(&["out"], "All", 0)]),
+    );
+    cluster.add(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "web", "namespace": "default", "uid": "uid-of-web"},
+        "spec": {"type": "LoadBalancer", "selector": {"app": "web"},
+                 "ports": [{"port": 80, "targetPort": 8080}]},
+    }));
+    cluster.own("MuxNetwork", "m1", json!({"address": "10.9.0.1", "gateway": "10.9.0.254"}));
+    for node in [1, 2] {
+        let network = cluster.objects.node_networks.entry(format!("n{node}")).or_default();
+        network.metadata.name = format!("n{node}");
+        network.spec.address = Some(node_address(node));
+        network.spec.pod_cidrs = vec![format!("10.100.{node}.0/24").parse().unwrap()];
+    }
+    for (index, (node, ready)) in pods.iter().enumerate() {
+        pod(&mut cluster, &format!("p{index}"), *node, index as u8 + 5, *ready);
+    }
+    slices(&mut cluster);
+    cluster
+}
+
+fn pod(cluster: &mut Cluster, name: &str, node: usize, last: u8, ready: bool) {
+    let ready = if ready { "True" } else { "False" };
+    cluster.add(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "labels": {"app": "web"}},
+        "spec": {"nodeName": format!("n{node}")},
+        "status": {"podIP": format!("10.100.{node}.{last}"),
+                   "conditions": [{"type": "Ready", "status": ready}]},
+    }));
+}
+
+fn slices(cluster: &mut Cluster) {
+    let objects = &mut cluster.objects;
+    objects.endpoint_slices = endpoint_slices(objects.services.values(), objects.pods.values());
+}
+
+fn lease(address: &str, start: u16, length: u16, state: LeaseState) -> Lease {
+    let range = PortRange { address: ip(address), start, length };
+    Lease { range, epoch: 1, state, drain_until: None }
+}
+
+fn hold(cluster: &mut Cluster, node: usize, leases: Vec<Lease>) {
+    cluster.objects.node_networks.get_mut(&format!("n{node}")).unwrap().spec.leases = leases;
+}
+
+fn agent(cluster: &Cluster, node: usize, present: &AgentTables) -> AgentTables {
+    agent_tables(&cluster.objects, &format!("n{node}"), present).unwrap()
+}
+
+fn mux(cluster: &Cluster, present: &MuxTables) -> MuxTables {
+    mux_tables(&cluster.objects, "m1", present).unwrap()
+}
+
+fn key(port: u16) -> RuleKey<[u8; 4]> {
+    RuleKey { vip: VIP, port: port.to_be_bytes(), protocol: 6, reserved: 0 }
+}
+
+/// Where each held block stands, by address and first port.
+fn places(tables: &AgentTables) -> BTreeMap<([u8; 4], u16), u32> {
+    let place = |(index, block): (&u32, &datapath::tables::Block)| {
+        ((tables.frontends[&u32::from(block.frontend)], block.start), *index)
+    };
+    tables.blocks.iter().map(place).collect()
+}
+
+#[test]
+fn only_usable_leases_are_open_to_new_flows() {
+    let mut cluster = web(&[]);
+    hold(
+        &mut cluster,
+        1,
+        vec![
+            lease("203.0.113.2", 2048, 64, LeaseState::Usable),
+            lease("203.0.113.2", 4096, 64, LeaseState::Granted),
+            lease("203.0.113.2", 8192, 64, LeaseState::Draining),
+        ],
+    );
+    let tables = agent(&cluster, 1, &AgentTables::default());
+    assert_eq!(tables.blocks.len(), 24);
+    let usable: Vec<u16> = tables
+        .blocks
+        .values()
+        .filter(|block| block.flags & block_flag::USABLE != 0)
+        .map(|block| block.start)
+        .collect();
+    assert_eq!(usable, (2048..2112).step_by(8).collect::<Vec<u16>>());
+    assert_eq!(tables.open, BTreeMap::from([(0, u64::MAX)]));
+}
+
+#[test]
+fn blocks_keep_their_places_when_others_come_and_go() {
+    let mut cluster = web(&[]);
+    let old = lease("203.0.113.2", 4096, 128, LeaseState::Usable);
+    hold(&mut cluster, 1, vec![old.clone(), lease("203.0.113.1", 9000, 24, LeaseState::Draining)]);
+    let before = agent(&cluster, 1, &AgentTables::default());
+    hold(&mut cluster, 1, vec![lease("203.0.113.2", 1024, 512, LeaseState::Usable), old.clone()]);
+    let after = agent(&cluster, 1, &before);
+    let (before_places, after_places) = (places(&before), places(&after));
+    for start in old.range.blocks() {
+        assert_eq!(before_places[&(NAT, start)], after_places[&(NAT, start)]);
+    }
+    // The places of what went are not used by what came in the same step.
+    let given_up: Vec<u32> = before_places
+        .iter()
+        .filter(|(block, _)| !after_places.contains_key(block))
+        .map(|(_, place)| *place)
+        .collect();
+    assert_eq!(given_up.len(), 3);
+    assert!(given_up.iter().all(|place| !after.blocks.contains_key(place)));
+}
+
+#[test]
+fn an_address_has_words_of_positions_to_itself() {
+    let mut cluster = web(&[]);
+    hold(
+        &mut cluster,
+        1,
+        vec![
+            lease("203.0.113.1", 1024, 24, LeaseState::Usable),
+            lease("203.0.113.2", 1024, 24, LeaseState::Usable),
+        ],
+    );
+    let tables = agent(&cluster, 1, &AgentTables::default());
+    let words: Vec<(u32, u16)> =
+        tables.blocks.iter().map(|(index, block)| (index / 8, block.frontend)).collect();
+    assert_eq!(words, [(0, 0), (0, 0), (0, 0), (1, 1), (1, 1), (1, 1)]);
+    // What a word has too much is barred.
+    assert_eq!(tables.open, BTreeMap::from([(0, 0xff_ffff), (1, 0xff_ffff)]));
+}
+
+#[test]
+fn a_whole_address_fits_a_node_beside_nothing_else_and_nearly_fits_beside_a_draining_lease() {
+    let mut cluster = web(&[]);
+    hold(&mut cluster, 1, vec![lease("203.0.113.2", 1024, 64_000, LeaseState::Usable)]);
+    let whole = agent(&cluster, 1, &AgentTables::default());
+    assert_eq!(whole.blocks.len(), 8000);
+    let draining = lease("203.0.113.1", 1024, 1024, LeaseState::Draining);
+    hold(&mut cluster, 1, vec![draining.clone()]);
+    let before = agent(&cluster, 1, &AgentTables::default());
+    hold(&mut cluster, 1, vec![draining, lease("203.0.113.2", 1024, 64_000, LeaseState::Usable)]);
+    let both = agent(&cluster, 1, &before);
+    assert_eq!(both.blocks.len(), 8000);
+    let kept =
+        both.blocks.values().filter(|block| both.frontends[&u32::from(block.frontend)] == VIP);
+    assert_eq!(kept.count(), 128);
+}
+
+#[test]
+fn segments_follow_the_order_of_the_addresses_and_never_exceed_the_policys_room() {
+    let mut cluster = web(&[]);
+    let holding: Vec<Lease> = (0..40)
+        .map(|index| {
+            let state = if index % 2 == 0 { LeaseState::Usable } else { LeaseState::Draining };
+            lease("203.0.113.2", 1024 + index * 64, 64, state)
+        })
+        .chain([lease("203.0.113.1", 1024, 64, LeaseState::Usable)])
+        .collect();
+    hold(&mut cluster, 1, holding);
+    let outbound = json!([{
+        "protocol": "tcp", "method": "outboundRule", "idleTimeoutInMinutes": 30,
+        "addresses": ["203.0.113.1", "203.0.113.2"], "enableTcpReset": true,
+    }]);
+    let network = cluster.objects.node_networks.get_mut("n1").unwrap();
+    network.spec.outbound = serde_json::from_value(outbound).unwrap();
+    let tables = agent(&cluster, 1, &AgentTables::default());
+    let policy = tables.policies[&u32::from(policy_index::TCP)];
+    assert_eq!(policy.segments, 16);
+    let address = |segment: Segment| {
+        let block = &tables.blocks[&u32::from(segment.first)];
+        tables.frontends[&u32::from(block.frontend)]
+    };
+    assert_eq!(address(policy.blocks[0]), VIP);
+    assert!(policy.blocks[1..].iter().all(|segment| address(*segment) == NAT));
+    assert!(policy.blocks.iter().all(|segment| segment.first % 8 == 0));
+    let open: u32 = tables.open.values().map(|bits| bits.count_ones()).sum();
+    let reachable: u32 = policy
+        .blocks
+        .iter()
+        .flat_map(|segment| segment.first / 8..(segment.first + segment.count).div_ceil(8))
+        .map(|word| tables.open.get(&u32::from(word)).map_or(0, |bits| bits.count_ones()))
+        .sum();
+    // Twenty runs of the second address beside the first one's: bridged gaps bring in all.
+    assert_eq!(reachable, open);
+}
+
+#[test]
+fn a_pod_outside_the_nodes_range_leaves_as_the_node_does() {
+    let mut cluster = web(&[]);
+    pod(&mut cluster, "odd", 2, 9, true);
+    cluster.objects.pods.get_mut("default/odd").unwrap().spec.node_name = Some("n1".into());
+    let tables = agent(&cluster, 1, &AgentTables::default());
+    let sources: Vec<String> = tables.sources.keys().map(Ipv4Net::to_string).collect();
+    assert_eq!(sources, ["10.0.0.2/32", "10.100.1.0/24", "10.100.2.9/32"]);
+}
+
+#[test]
+fn a_route_to_an_appliance_is_untranslated_but_for_its_holes() {
+    let mut cluster = Cluster::new(json!({"sku": "Basic", "privateRanges": []}), 1);
+    cluster.own(
+        "RouteTable",
+        "rt",
+        json!({"properties": {"routes": [
+            {"name": "default", "properties": {"addressPrefix": "0.0.0.0/0",
+                "nextHopType": "VirtualAppliance"}},
+            {"name": "direct", "properties": {"addressPrefix": "198.51.100.0/24",
+                "nextHopType": "Internet"}},
+        ]}}),
+    );
+    cluster.settle();
+    let tables = agent(&cluster, 1, &AgentTables::default());
+    let covers = |address: &str| tables.private_ranges.iter().any(|net| net.contains(&ip(address)));
+    assert!(!covers("198.51.100.0") && !covers("198.51.100.255"));
+    assert!(covers("198.51.99.255") && covers("198.51.101.0") && covers("8.8.8.8"));
+    assert_eq!(tables.private_ranges.len(), 24);
+}
+
+#[test]
+fn a_service_has_the_ready_pods_of_its_node() {
+    let cluster = web(&[(1, true), (1, false), (2, true)]);
+    let tables = agent(&cluster, 1, &AgentTables::default());
+    let service = tables.services[&key(80)];
+    assert_eq!(service.count, 1);
+    let endpoint = tables.endpoints[&service.first];
+    assert_eq!((endpoint.address, endpoint.port), ([10, 100, 1, 5], 8080_u16.to_be_bytes()));
+    let without = agent(&web(&[(2, true)]), 1, &AgentTables::default());
+    assert!(without.services.is_empty());
+}
+
+#[test]
+fn a_changed_set_of_pods_stands_elsewhere_before_the_service_points_to_it() {
+    let mut cluster = web(&[(1, true)]);
+    let before = agent(&cluster, 1, &AgentTables::default());
+    pod(&mut cluster, "p9", 1, 99, true);
+    slices(&mut cluster);
+    let after = agent(&cluster, 1, &before);
+    let edits = after.edits(&before);
+    let service = edits.iter().position(|edit| matches!(edit, AgentEdit::Service(_, Some(_))));
+    let last_endpoint = edits
+        .iter()
+        .rposition(|edit| matches!(edit, AgentEdit::Endpoint(_, row) if row.port != [0; 2]));
+    assert!(last_endpoint < service, "{edits:?}");
+    assert_ne!(after.services[&key(80)].first, before.services[&key(80)].first);
+}
+
+#[test]
+fn a_block_is_its_holders_until_nobody_holds_it_and_then_its_listeners() {
+    let mut cluster = web(&[(1, true)]);
+    hold(&mut cluster, 1, vec![lease("203.0.113.2", 2048, 64, LeaseState::Granted)]);
+    let tables = mux(&cluster, &MuxTables::default());
+    let owner_of = |vip, port| tables.owner(vip, port);
+    assert_eq!(owner_of(VIP, 80), owner::RULES);
+    assert_eq!(owner_of(VIP, 87), owner::RULES);
+    assert_eq!(owner_of(VIP, 88), owner::NONE);
+    let node = owner_of(NAT, 2048);
+    assert_eq!(tables.nodes[&u32::from(node)].address, node_address(1).octets());
+    assert_eq!([owner_of(NAT, 2111), owner_of(NAT, 2112)], [node, owner::NONE]);
+    // A listener in the middle of a lease waits.
+    cluster.balancer(
+        "Standard",
+        &[("auidofweb", "vip"), ("out", "nat")],
+        &[1, 2],
+        json!([rule("x", "out", "Tcp", 2050, true)]),
+        json!([]),
+    );
+    assert_eq!(mux(&cluster, &tables).owner(NAT, 2050), node);
+    hold(&mut cluster, 1, vec![]);
+    assert_eq!(mux(&cluster, &tables).owner(NAT, 2050), owner::RULES);
+}
+
+#[test]
+fn maglev_shares_follow_ready_pods_and_equal_sets_share_one_table() {
+    let mut cluster = web(&[(1, true), (2, true), (2, true), (2, true)]);
+    cluster.balancer(
+        "Standard",
+        &[("auidofweb", "vip")],
+        &[1, 2],
+        json!([
+            rule("auidofweb-TCP-80", "auidofweb", "Tcp", 80, true),
+            rule("auidofweb-TCP-443", "auidofweb", "Tcp", 443, true)
+        ]),
+        json!([]),
+    );
+    let web = cluster.objects.services.get_mut("default/web").unwrap();
+    let mut second = web.spec.ports[0].clone();
+    (second.port, second.name) = (443, Some("tls".into()));
+    web.spec.ports[0].name = Some("plain".into());
+    web.spec.ports.push(second);
+    slices(&mut cluster);
+    let tables = mux(&cluster, &MuxTables::default());
+    let (plain, tls) = (tables.rules[&key(80)], tables.rules[&key(443)]);
+    assert_eq!((plain.maglev_first, plain.maglev_count), (tls.maglev_first, 251));
+    assert_ne!(plain.id, tls.id);
+    let entries = |node: u16| -> usize {
+        tables.maglev.values().flat_map(|row| row.0).filter(|entry| *entry == node).count()
+    };
+    let index = |node: usize| {
+        let found = tables.nodes.iter().find(|(_, row)| row.address == node_address(node).octets());
+        *found.unwrap().0 as u16
+    };
+    assert!((61..=64).contains(&entries(index(1))), "{}", entries(index(1)));
+    assert_eq!(entries(index(1)) + entries(index(2)), 251);
+}
+
+#[test]
+fn other_rules_keep_their_tables_when_one_changes() {
+    let cluster = web(&[(1, true), (2, true)]);
+    let before = mux(&cluster, &MuxTables::default());
+    let fewer = web(&[(1, true), (2, false)]);
+    let after = mux(&fewer, &before);
+    let (old, new) = (before.rules[&key(80)], after.rules[&key(80)]);
+    assert_eq!(old.id, new.id);
+    // Both tables are whole while the rule moves from one to the other.
+    assert!(new.maglev_first >= old.maglev_count);
+    let edits = after.edits(&before);
+    let moves = edits.iter().position(|edit| matches!(edit, MuxEdit::Rule(..))).unwrap();
+    let rows = |empty: bool| {
+        edits.iter().enumerate().filter(move |(_, edit)| {
+            matches!(edit, MuxEdit::Maglev(_, row) if (*row == Owners::default()) == empty)
+        })
+    };
+    assert!(rows(false).all(|(index, _)| index < moves));
+    assert!(rows(true).all(|(index, _)| index > moves));
+    assert_eq!(rows(true).count(), 63);
+    // The same again moves nothing.
+    assert_eq!(mux(&fewer, &after), after);
+}
+
+#[test]
+fn a_rule_without_ready_pods_has_no_table() {
+    let tables = mux(&web(&[(1, false)]), &MuxTables::default());
+    assert_eq!(tables.rules[&key(80)].maglev_count, 0);
+    assert!(tables.maglev.is_empty());
+}
+
+#[test]
+fn sources_are_restricted_by_the_security_group_and_closed_without_a_rule() {
+    let group = |rules: serde_json::Value| {
+        let mut cluster = web(&[(1, true)]);
+        cluster.own("NetworkSecurityGroup", "nsg", json!({"properties": {"securityRules": rules}}));
+        mux(&cluster, &MuxTables::default())
+    };
+    let allow = |source: &str, priority: u16| {
+        json!({"name": source, "properties": {
+            "protocol": "Tcp", "access": "Allow", "direction": "Inbound", "priority": priority,
+            "sourceAddressPrefix": source, "destinationAddressPrefixes": ["203.0.113.1"],
+            "destinationPortRanges": ["80"],
+        }})
+    };
+    let deny = json!({"name": "deny", "properties": {
+        "protocol": "*", "access": "Deny", "direction": "Inbound", "priority": 4096,
+        "sourceAddressPrefix": "*", "destinationAddressPrefixes": ["203.0.113.1"],
+        "destinationPortRange": "*",
+    }});
+    let open = group(json!([allow("Internet", 500)]));
+    assert_eq!(open.rules[&key(80)].flags & rule_flag::RESTRICTED, 0);
+    assert!(open.allowed_sources.is_empty());
+    let restricted = group(json!([allow("198.51.100.0/24", 500), deny]));
+    let rule = restricted.rules[&key(80)];
+    assert_ne!(rule.flags & rule_flag::RESTRICTED, 0);
+    let allowed: Vec<(u32, String)> =
+        restricted.allowed_sources.iter().map(|(id, net)| (*id, net.to_string())).collect();
+    assert_eq!(allowed, [(rule.id, "198.51.100.0/24".to_owned())]);
+    let closed = group(json!([deny]));
+    assert_ne!(closed.rules[&key(80)].flags & rule_flag::RESTRICTED, 0);
+    assert!(closed.allowed_sources.is_empty());
+    // No group at all: nothing stands in the way.
+    let none = mux(&web(&[(1, true)]), &MuxTables::default());
+    assert_eq!(none.rules[&key(80)].flags & rule_flag::RESTRICTED, 0);
+}
+
+#[test]
+fn a_restriction_is_written_before_the_rule_that_names_it() {
+    let mut cluster = web(&[(1, true)]);
+    cluster.own(
+        "NetworkSecurityGroup",
+        "nsg",
+        json!({"properties": {"securityRules": [
+            {"name": "a", "properties": {"protocol": "Tcp", "access": "Allow",
+                "direction": "Inbound", "priority": 500, "sourceAddressPrefix": "198.51.100.7",
+                "destinationAddressPrefix": "*", "destinationPortRange": "80"}},
+        ]}}),
+    );
+    let edits = mux(&cluster, &MuxTables::default()).edits(&MuxTables::default());
+    let source = edits.iter().position(|edit| matches!(edit, MuxEdit::AllowedSource(..)));
+    let rule = edits.iter().position(|edit| matches!(edit, MuxEdit::Rule(..)));
+    let vip = edits.iter().position(|edit| matches!(edit, MuxEdit::Vip(..)));
+    assert!(source < rule && rule < vip, "{edits:?}");
+}
+
+#[test]
+fn older_orders_are_refused_by_agents_and_muxes() {
+    let mut cluster = web(&[]);
+    cluster.objects.node_networks.get_mut("n1").unwrap().spec.epoch = 4;
+    let newer = AgentTables { epoch: 5, ..AgentTables::default() };
+    assert!(matches!(
+        agent_tables(&cluster.objects, "n1", &newer),
+        Err(TablesError::StaleEpoch { applied: 5, offered: 4, .. })
+    ));
+    cluster.objects.mux_networks.get_mut("m1").unwrap().spec.epoch = 4;
+    let newer = MuxTables { epoch: 5, ..MuxTables::default() };
+    assert!(matches!(
+        mux_tables(&cluster.objects, "m1", &newer),
+        Err(TablesError::StaleEpoch { applied: 5, offered: 4, .. })
+    ));
+    assert!(matches!(
+        agent_tables(&cluster.objects, "n9", &AgentTables::default()),
+        Err(TablesError::Missing { .. })
+    ));
+}
