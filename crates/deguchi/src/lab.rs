@@ -347,7 +347,10 @@ fn kill(command: &Kill) -> Result<ExitCode> {
     let loss = if command.process { life::Loss::Process } else { life::Loss::Machine };
     fault::kill(&mut lab, host, loss)?;
     let what = if command.process { "process is killed" } else { "machine is lost" };
-    print::text(&format!("{host}: the {what}; `deguchi lab start {host}` brings it back\n"))
+    let name = lab.place.name();
+    print::text(&format!(
+        "{host}: the {what}; `deguchi lab start {host} --name {name}` brings it back\n"
+    ))
 }
 
 /// Bring a killed machine or process back.

@@ -121,6 +121,7 @@ pub fn require_root(what: &str) -> Result<()> {
 pub fn up(place: &Place, settings: Settings, program: &Path, progress: Progress) -> Result<Lab> {
     require_root("lab up")?;
     settings.check()?;
+    node::load::check_kernel()?;
     interrupt::heed()?;
     let _lock = place.lock()?;
     if let Some(description) = read(place)? {

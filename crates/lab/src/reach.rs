@@ -2,6 +2,7 @@
 //! snapshot, what they write are single objects, and what they have acted on is noted, so that
 //! [`crate::ready`] knows when a change is in force.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -22,18 +23,21 @@ pub struct Reach {
     reader: String,
     /// Number of the latest news that the last snapshot has.
     read: u64,
+    /// Objects written since then: the version that was read, and the one that was made of it.
+    written: BTreeMap<Key, (Value, Value)>,
 }
 
 impl Reach {
     /// The way of the process called `reader`.
     pub fn new(store: FileStore, reader: String) -> Result<Reach> {
         let watch = store.watch()?;
-        Ok(Reach { store, watch, reader, read: 0 })
+        Ok(Reach { store, watch, reader, read: 0, written: BTreeMap::new() })
     }
 
     fn snapshot(&mut self) -> Result<Objects> {
         // Before the objects: a write between the two is looked at again.
         self.read = self.store.news();
+        self.written.clear();
         view::snapshot(&self.store)
     }
 
@@ -69,7 +73,8 @@ impl controller::Store for Reach {
 
     fn put(&mut self, object: &Object) -> Result<()> {
         let mut new = object.to_json();
-        let old = self.store.get(&key_of(&object.key()))?;
+        let key = key_of(&object.key());
+        let old = self.store.get(&key)?;
         if let (Some(old), Some(fields)) = (&old, new.as_object_mut()) {
             match old.get("status") {
                 Some(status) => drop(fields.insert("status".to_owned(), status.clone())),
@@ -87,20 +92,35 @@ impl controller::Store for Reach {
                 new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
             }
         }
-        self.store.put(new).map(|_| ())
+        let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
+        // A second write of the same turn is based on the first.
+        if let Some((read, made)) = self.written.get(&key)
+            && *read == version(&new)
+        {
+            new["metadata"]["resourceVersion"] = made.clone();
+        }
+        let read = version(&object.to_json());
+        let made = version(&self.store.put(new)?);
+        self.written.insert(key, (read, made));
+        Ok(())
     }
 
     fn put_status(&mut self, object: &Object) -> Result<()> {
         let key = key_of(&object.key());
         let status = object.to_json()["status"].take();
+        let mut read = None;
         let written = self.store.change(&key, |object| {
+            read = Some(object["metadata"]["resourceVersion"].clone());
             match (status.is_null(), object.as_object_mut()) {
                 (true, Some(fields)) => drop(fields.remove("status")),
                 _ => object["status"] = status,
             }
             Ok(())
         })?;
-        written.map(|_| ()).with_context(|| format!("{key} does not exist"))
+        let written = written.with_context(|| format!("{key} does not exist"))?;
+        let made = written["metadata"]["resourceVersion"].clone();
+        self.written.insert(key, (read.unwrap_or_default(), made));
+        Ok(())
     }
 
     fn delete(&mut self, key: &ObjectKey) -> Result<()> {

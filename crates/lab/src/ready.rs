@@ -62,8 +62,9 @@ fn ended(lab: &Lab, roles: &[Role]) -> Option<String> {
     let text = std::fs::read_to_string(&log).unwrap_or_default();
     let last = text.lines().rev().find(|line| !line.trim().is_empty());
     let last = last.map(|line| line.strip_prefix("deguchi: ").unwrap_or(line));
-    let (name, last) = (role.name(), last.unwrap_or("it said nothing"));
-    Some(format!("{name} has ended ({last}): `deguchi lab start {name}` starts it again"))
+    let (name, last) = (role.name(), last.unwrap_or("nothing"));
+    let again = format!("deguchi lab start {name} --name {}", lab.place.name());
+    Some(format!("{name} has ended; the last it said: {last}; `{again}` starts it again"))
 }
 
 /// What is not yet in force, if anything.
