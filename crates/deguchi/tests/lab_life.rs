@@ -1,10 +1,12 @@
 //! Labs begin, end, are killed half-way and stand side by side. Needs root.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddrV4;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ::lab::client;
+use ::lab::host::Host;
 use ::lab::process;
 use lab::{DEGUCHI, TestLab, deguchi, done, eventually, pod, refused, server, service};
 
@@ -73,18 +75,45 @@ fn an_up_that_is_killed_anywhere_leaves_nothing_that_down_does_not_find() {
 }
 
 #[test]
-fn a_redeployed_node_is_another_machine_and_its_flows_end() {
+fn a_redeployed_node_is_another_machine_and_disturbs_no_other() {
     let lab = TestLab::up("redeploy", &["--sku", "basic", "--nodes", "2"]);
-    let uid = |lab: &TestLab| lab.get("nodes")[0]["metadata"]["uid"].clone();
-    let (to, old) = (server(80).into(), uid(&lab));
-    let first = client::seen(&lab.place(), pod(1, 1), to).unwrap();
+    let identity = || {
+        let node = lab.get("nodes").swap_remove(0);
+        [node["metadata"]["uid"].clone(), node["status"]["nodeInfo"]["machineID"].clone()]
+    };
+    let to = server(80).into();
+    let seen = |host| client::seen(&lab.place(), host, to).unwrap().address;
+    let (old, first, others) = (identity(), seen(pod(1, 1)), seen(Host::Node(2)));
     let mut other = client::Connection::open(&lab.place(), pod(2, 1), to).unwrap();
-    let other_first = other.ask().unwrap();
+    let answer = other.ask().unwrap();
     done(&lab.lab(&["redeploy", "node1"]));
-    assert_ne!(uid(&lab), old);
-    let second = client::seen(&lab.place(), pod(1, 1), to).unwrap();
-    assert_ne!(first.address, second.address);
-    assert_eq!(other.ask().unwrap(), other_first, "a flow of another node");
+    for (old, new) in old.iter().zip(&identity()) {
+        assert_ne!(old, new);
+    }
+    assert_eq!(other.ask().unwrap(), answer, "a flow of another node");
+    assert_eq!(seen(Host::Node(2)), others);
+    assert_ne!(seen(pod(1, 1)), first);
+    assert_eq!(seen(pod(1, 1)), seen(Host::Node(1)));
+}
+
+#[test]
+fn a_lost_node_gets_no_connections_until_it_is_back() {
+    let lab = TestLab::up("nodeloss", &["--sku", "basic", "--nodes", "2"]);
+    done(&lab.apply(&service("web", "")));
+    let frontend = SocketAddrV4::new(lab.external_ip("web"), 80).into();
+    let servers = || -> BTreeSet<String> {
+        (0..30)
+            .map(|_| client::seen(&lab.place(), Host::Internet, frontend).unwrap())
+            .map(|seen| seen.server.unwrap()[..4].to_owned())
+            .collect()
+    };
+    let both = BTreeSet::from(["pod1".to_owned(), "pod2".to_owned()]);
+    assert_eq!(servers(), both);
+    done(&lab.lab(&["kill", "node2"]));
+    assert_eq!(servers(), BTreeSet::from(["pod1".to_owned()]));
+    done(&lab.lab(&["start", "node2"]));
+    assert_eq!(servers(), both);
+    client::seen(&lab.place(), pod(2, 1), server(80).into()).unwrap();
 }
 
 #[test]
