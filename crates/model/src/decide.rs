@@ -381,6 +381,9 @@ fn route(objects: &Objects, destination: Ipv4Addr) -> Route {
     found.map_or_else(|| system_route(objects), |(_, route)| route)
 }
 
+/// Asks one question; the way out, if the answer is yes.
+type Way = fn(&Asked<'_>, &mut Vec<Step>) -> Option<Outbound>;
+
 fn platform(
     objects: &Objects,
     settings: &Settings,
@@ -388,7 +391,7 @@ fn platform(
     protocol: Protocol,
     why: &mut Vec<Step>,
 ) -> Outbound {
-    let methods: [fn(&Asked<'_>, &mut Vec<Step>) -> Option<Outbound>; 5] =
+    let methods: [Way; 5] =
         [nat_gateway, instance_public_ip, outbound_rule, implicit_snat, default_outbound];
     let asked = Asked { objects, settings, node, protocol };
     let decided = methods.into_iter().find_map(|method| method(&asked, why));

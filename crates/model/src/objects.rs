@@ -234,6 +234,7 @@ pub enum ObjectError {
 /// One object.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "each variant is the kind of its content")]
+#[expect(clippy::large_enum_variant, reason = "objects are few and short-lived")]
 pub enum Object {
     ClusterNetwork(ClusterNetwork),
     PublicIPPool(PublicIPPool),

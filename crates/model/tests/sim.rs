@@ -554,6 +554,7 @@ fn run(seed: u64, steps: usize) -> usize {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a seed to repeat comes from the environment")]
 fn leases_keep_their_rules_in_a_storm() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let steps = number("SIM_STEPS").unwrap_or(1500) as usize;
