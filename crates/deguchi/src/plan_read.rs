@@ -370,8 +370,22 @@ fn parse_as<T: DeserializeOwned>(
         Err(error) => {
             let path = wrong_field::<T>(object);
             let path = path.map_or(String::new(), |path| format!("{path}: "));
-            Err((Some(name.to_owned()), format!("{path}{error} ({place})")))
+            Err((Some(name.to_owned()), format!("{path}{} ({place})", plain(&error))))
         }
+    }
+}
+
+/// What serde says, in words of YAML, with the fix where there is just one.
+fn plain(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    for number in ["i64", "u64", "u32", "u16", "u8", "usize"] {
+        if let Some(start) = text.strip_suffix(&format!("expected {number}")) {
+            return format!("{start}expected a whole number: write it without quotes");
+        }
+    }
+    match text.strip_suffix("expected a string") {
+        Some(start) => format!("{start}expected a text: put it in quotes"),
+        None => text,
     }
 }
 

@@ -39,7 +39,8 @@ pub enum Action {
     Deleted,
 }
 
-/// A part of a resource: the list and the name in it; both empty for the resource itself.
+/// A part of a resource: the list, the name in it, and maybe one item of that; all empty for the
+/// resource itself.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Part {
     /// `<kind>/<name>` in lower case.
@@ -48,12 +49,19 @@ pub struct Part {
     pub list: &'static str,
     /// The name in the list.
     pub name: String,
+    /// One of many small things in it, so that nobody has to compare all of them.
+    pub item: String,
 }
 
 impl Part {
     /// The resource itself, without its lists.
     pub fn whole(resource: String) -> Self {
-        Part { resource, list: "", name: String::new() }
+        Part { resource, list: "", name: String::new(), item: String::new() }
+    }
+
+    /// Something in a list of the resource.
+    pub fn of(resource: String, list: &'static str, name: &str) -> Self {
+        Part { resource, list, name: name.to_owned(), item: String::new() }
     }
 }
 
@@ -78,25 +86,33 @@ impl Journal {
     pub fn finish(&mut self, after: impl Fn(&Part) -> Option<Value>) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut whole = BTreeSet::new();
+        let mut whole_names = BTreeSet::new();
         for (part, before) in std::mem::take(&mut self.before) {
-            // The resource itself sorts before its parts.
-            if whole.contains(&part.resource) {
+            // The resource itself sorts before its parts, and they before their items.
+            let name = (part.resource.clone(), part.list, part.name.clone());
+            if whole.contains(&part.resource) || whole_names.contains(&name) {
                 continue;
             }
             let after = after(&part);
             let is_whole = part.list.is_empty();
-            let action = match (&before, &after) {
-                (None, None) => {
-                    if is_whole {
-                        whole.insert(part.resource);
-                    }
-                    continue;
+            if before.is_none() || after.is_none() {
+                if part.item.is_empty() {
+                    whole_names.insert(name);
                 }
+                if is_whole {
+                    whole.insert(part.resource.clone());
+                }
+            }
+            let action = match (&before, &after) {
+                (None, None) => continue,
                 (None, Some(_)) => Action::Created,
                 (Some(_), None) => Action::Deleted,
                 (Some(_), Some(_)) => Action::Changed,
             };
-            let field = (!is_whole).then(|| format!("{}[{}]", part.list, part.name));
+            let field = (!is_whole).then(|| match part.item.as_str() {
+                "" => format!("{}[{}]", part.list, part.name),
+                item => format!("{}[{}].{item}", part.list, part.name),
+            });
             match (action, before, after) {
                 (Action::Changed, Some(before), Some(after)) => {
                     let mut differences = Vec::new();
@@ -119,9 +135,6 @@ impl Journal {
                         to: None,
                         breaks: Vec::new(),
                     });
-                    if is_whole {
-                        whole.insert(part.resource);
-                    }
                 }
             }
         }
@@ -150,9 +163,13 @@ fn compare(before: &Value, after: &Value, path: String, differences: &mut Vec<Di
         (Value::Array(before), Value::Array(after)) => {
             // Members that left and members that came, not positions: a node that goes from the
             // middle of a pool is one change.
-            let gone = before.iter().filter(|value| !after.contains(value));
+            let texts = |values: &[Value]| -> BTreeSet<String> {
+                values.iter().map(Value::to_string).collect()
+            };
+            let (old, new) = (texts(before), texts(after));
+            let gone = before.iter().filter(|value| !new.contains(&value.to_string()));
             differences.extend(gone.map(|value| (path.clone(), Some(value.clone()), None)));
-            let came = after.iter().filter(|value| !before.contains(value));
+            let came = after.iter().filter(|value| !old.contains(&value.to_string()));
             differences.extend(came.map(|value| (path.clone(), None, Some(value.clone()))));
         }
         _ => differences.push((path, Some(before.clone()), Some(after.clone()))),

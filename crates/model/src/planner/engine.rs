@@ -257,10 +257,10 @@ impl Planner {
         }
         self.remove_gone(&wanted, &leaving, &places, &input.told, step);
         for service in leaving {
-            let tagged = self.state.public_ips_of(&service.metadata.key());
             let uid = service.metadata.uid.as_deref().unwrap_or_default();
-            let prefix = names::service_prefix(uid).to_lowercase();
-            let existed = places.contains_key(&prefix) || !tagged.is_empty();
+            let prefix = names::service_prefix(uid);
+            let key = service.metadata.key();
+            let existed = removal::has_remains(&self.state, &self.config, &prefix, &key);
             self.leave(&service, existed, step);
         }
         let mut refused = Vec::new();

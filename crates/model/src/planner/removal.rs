@@ -243,6 +243,19 @@ pub fn remove_from_balancer(
     kept
 }
 
+/// Whether there is anything of a Service that would go with it. A frontend that others keep is
+/// theirs by now.
+pub fn has_remains(state: &State, config: &ProviderConfig, prefix: &str, service: &str) -> bool {
+    let on_balancer = |internal: bool| {
+        let Some(balancer) = state.balancer(&config.load_balancer(internal)) else { return false };
+        let rules = owned(balancer.rules.starting_with(prefix), prefix);
+        let frontends = owned(balancer.frontends.starting_with(prefix), prefix);
+        let mut frontends = frontends.iter().filter_map(|name| balancer.frontends.get(name));
+        !rules.is_empty() || frontends.any(|frontend| !balancer.is_used(frontend))
+    };
+    !state.public_ips_of(service).is_empty() || on_balancer(false) || on_balancer(true)
+}
+
 /// Removes everything that the Service left, on every load balancer.
 pub fn remove(
     state: &mut State,

@@ -19,6 +19,9 @@ const FIRST: u16 = 500;
 /// Deny rules get the highest free priority from here down.
 const LAST: u16 = 4095;
 
+/// Start of the item that stands for one destination of a rule.
+const DESTINATION: &str = "properties.destinationAddressPrefixes[";
+
 /// The most rules in a group, by Azure's limits.
 const RULES_MAX: usize = 1_000;
 
@@ -131,10 +134,9 @@ impl SecurityGroup {
         }
     }
 
-    /// The rule called `name`, complete.
-    pub fn rule(&self, name: &str) -> Option<SecurityRule> {
-        let foreign = || self.foreign.iter().find(|rule| rule.name == name).cloned();
-        self.rules.get(name).map(Shared::resource).or_else(foreign)
+    /// The rule of Services called `name`, without its destinations.
+    pub fn own_rule(&self, name: &str) -> Option<&SecurityRule> {
+        self.rules.get(name).map(|shared| &shared.rule)
     }
 
     /// The whole group, rules by priority.
@@ -223,7 +225,19 @@ impl SecurityGroup {
     }
 
     fn part(&self, name: &str) -> Part {
-        Part { resource: self.key.clone(), list: "properties.securityRules", name: name.to_owned() }
+        Part::of(self.key.clone(), "properties.securityRules", name)
+    }
+
+    /// A destination, as an item of its rule.
+    fn destination(&self, name: &str, destination: &str) -> Part {
+        Part { item: format!("{DESTINATION}{destination}]"), ..self.part(name) }
+    }
+
+    /// Whether the destination that `part` names is there.
+    pub fn has_destination(&self, part: &Part) -> bool {
+        let name = part.item.strip_prefix(DESTINATION).and_then(|item| item.strip_suffix(']'));
+        let shared = self.rules.get(&part.name);
+        name.zip(shared).is_some_and(|(name, shared)| shared.destinations.contains_key(name))
     }
 
     fn claim(
@@ -244,19 +258,26 @@ impl SecurityGroup {
             self.used.insert(priority);
             self.rules.insert(rule.name.clone(), Shared { rule, destinations: BTreeMap::new() });
         }
+        let keys: Vec<(String, Part)> = destinations
+            .iter()
+            .map(IpAddr::to_string)
+            .map(|name| {
+                let part = self.destination(&rule.name, &name);
+                (name, part)
+            })
+            .collect();
         let Some(shared) = self.rules.get_mut(&rule.name) else { return false };
         let mut is_changed = false;
         let mut properties = rule.properties.clone();
         properties.priority = shared.rule.properties.priority;
         properties.extra.clone_from(&shared.rule.properties.extra);
         if shared.rule.properties != properties {
-            journal.note(part.clone(), Some(&shared.resource()));
+            journal.note(part, Some(&shared.rule));
             shared.rule.properties = properties;
             is_changed = true;
         }
         let mine = old.get(&rule.name);
-        for destination in destinations {
-            let destination = destination.to_string();
+        for (destination, part) in keys {
             match shared.destinations.get_mut(&destination) {
                 Some(count) => {
                     if !mine.is_some_and(|mine| mine.contains(&destination)) {
@@ -264,7 +285,7 @@ impl SecurityGroup {
                     }
                 }
                 None => {
-                    journal.note(part.clone(), Some(&shared.resource()));
+                    journal.note(part, None::<&()>);
                     shared.destinations.insert(destination, 1);
                     is_changed = true;
                 }
@@ -288,11 +309,14 @@ impl SecurityGroup {
     }
 
     fn drop_destination(&mut self, name: &str, destination: &str, journal: &mut Journal) {
-        let part = self.part(name);
+        let (rule, item) = (self.part(name), self.destination(name, destination));
         let Some(shared) = self.rules.get_mut(name) else { return };
-        journal.note(part, Some(&shared.resource()));
+        if shared.destinations.contains_key(destination) {
+            journal.note(item, Some(&()));
+        }
         shared.destinations.remove(destination);
         if shared.destinations.is_empty() {
+            journal.note(rule, Some(&shared.rule));
             let priority = shared.rule.properties.priority;
             self.used.remove(&priority);
             self.next = self.next.min(priority.max(FIRST));

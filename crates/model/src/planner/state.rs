@@ -611,7 +611,8 @@ impl State {
             "natgateways" => json(self.nat_gateways.get(key)),
             "networksecuritygroups" => match part.list {
                 "" => json(Some(self.security_group.head())),
-                _ => json(self.security_group.rule(name).as_ref()),
+                _ if part.item.is_empty() => json(self.security_group.own_rule(name)),
+                _ => self.security_group.has_destination(part).then_some(Value::Null),
             },
             _ => {
                 let balancer = self.balancers.get(key)?;
@@ -650,7 +651,7 @@ impl State {
 
 /// A part of a load balancer.
 fn part(key: &str, list: &'static str, name: &str) -> Part {
-    Part { resource: balancer_key(key), list, name: name.to_owned() }
+    Part::of(balancer_key(key), list, name)
 }
 
 fn balancer_key(key: &str) -> String {
