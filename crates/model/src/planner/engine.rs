@@ -516,6 +516,10 @@ impl Planner {
         for internal in [false, true] {
             let name = self.config.load_balancer(internal).to_lowercase();
             let Some(balancer) = self.state.balancers.get(&name) else { continue };
+            for frontend in service::owned_frontends(balancer, &prefix) {
+                let address = service::frontend_address(&self.state, &name, frontend);
+                addresses.extend(address.filter(|address| !addresses.contains(address)));
+            }
             for rule in service::owned_rules(balancer, &prefix) {
                 let frontend = rule.properties.frontend_ip_configuration.as_ref();
                 let frontend = frontend.map_or("", |frontend| frontend.name());

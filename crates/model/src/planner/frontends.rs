@@ -111,7 +111,7 @@ fn place_public(
         }
         check_label(state, ip, user_frontend(ip, balancer), intent)?;
     } else if let Some(label) = intent.dns_label.as_deref().filter(|label| !label.is_empty()) {
-        check_label_is_free(state, label, &name)?;
+        check_label_is_free(state, label, &name, family)?;
     }
     let id = match known.filter(|_| !is_new) {
         Some(ip) => ip.id.clone(),
@@ -279,11 +279,19 @@ fn check_label(
             ip.name
         )));
     }
-    if label.is_empty() { Ok(()) } else { check_label_is_free(state, label, &ip.name) }
+    if label.is_empty() {
+        return Ok(());
+    }
+    check_label_is_free(state, label, &ip.name, public_ips::family(ip))
 }
 
-fn check_label_is_free(state: &State, label: &str, name: &str) -> Result<(), Refusal> {
-    match state.public_ip_labelled(label).filter(|ip| !ip.name.eq_ignore_ascii_case(name)) {
+fn check_label_is_free(
+    state: &State,
+    label: &str,
+    name: &str,
+    family: Family,
+) -> Result<(), Refusal> {
+    match state.public_ip_labelled(label, family).filter(|ip| !ip.name.eq_ignore_ascii_case(name)) {
         Some(ip) => Err(Refusal(format!(
             "annotation {PREFIX}azure-dns-label-name: {label:?}: public IP {:?} has that label: \
              choose another",

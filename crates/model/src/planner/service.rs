@@ -398,3 +398,9 @@ pub fn owned_rules<'a>(
     let names = owned(balancer.rules.starting_with(prefix), prefix);
     names.into_iter().filter_map(|name| balancer.rules.get(&name))
 }
+
+/// Names of the frontends that the Service with this prefix owns.
+pub fn owned_frontends<'a>(balancer: &'a Balancer, prefix: &str) -> impl Iterator<Item = &'a str> {
+    let names = owned(balancer.frontends.starting_with(prefix), prefix);
+    names.into_iter().filter_map(|name| Some(balancer.frontends.get(&name)?.name.as_str()))
+}

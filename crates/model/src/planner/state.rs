@@ -86,7 +86,7 @@ pub struct State {
     by_service: BTreeMap<String, BTreeSet<String>>,
     /// Public IP of each address.
     by_address: BTreeMap<IpAddr, String>,
-    /// Public IP of each DNS label, in lower case.
+    /// Public IP of each DNS label and family.
     by_label: BTreeMap<String, String>,
     /// The security group.
     pub security_group: SecurityGroup,
@@ -311,8 +311,8 @@ impl State {
     }
 
     /// The public IP that has the DNS label.
-    pub fn public_ip_labelled(&self, label: &str) -> Option<&PublicIPAddress> {
-        self.public_ips.get(self.by_label.get(&label.to_lowercase())?)
+    pub fn public_ip_labelled(&self, label: &str, family: Family) -> Option<&PublicIPAddress> {
+        self.public_ips.get(self.by_label.get(&label_key(label, family))?)
     }
 
     /// Keys of the public IPs whose tag names the Service.
@@ -662,8 +662,14 @@ fn ip_key(key: &str) -> String {
     format!("publicipaddresses/{key}")
 }
 
+/// One name may have an address of each family.
+fn label_key(label: &str, family: Family) -> String {
+    format!("{} {}", family.as_str(), label.to_lowercase())
+}
+
 fn label(ip: &PublicIPAddress) -> Option<String> {
-    ip.properties.dns_settings.as_ref()?.domain_name_label.as_ref().map(|l| l.to_lowercase())
+    let label = ip.properties.dns_settings.as_ref()?.domain_name_label.as_ref()?;
+    Some(label_key(label, public_ips::family(ip)))
 }
 
 /// The private address of a frontend.
