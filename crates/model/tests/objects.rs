@@ -174,11 +174,12 @@ fn endpoints_follow_selectors_namespaces_and_named_ports() {
     elsewhere.metadata.namespace = None;
     let pods = [pod("a", 8080, true), pod("b", 8080, false), pod("c", 9090, true), elsewhere];
     let slices = endpoint_slices([&service].into_iter(), pods.iter());
-    let found: Vec<(Vec<Option<u16>>, Vec<Option<bool>>)> = slices
+    let found: Vec<_> = slices
         .values()
         .map(|slice| {
-            let ports = slice.ports.iter().map(|port| port.port).collect();
-            (ports, slice.endpoints.iter().map(|one| one.conditions.ready).collect())
+            let ports: Vec<Option<u16>> = slice.ports.iter().map(|port| port.port).collect();
+            let ready = slice.endpoints.iter().map(|one| one.conditions.ready);
+            (ports, ready.collect::<Vec<_>>())
         })
         .collect();
     assert_eq!(
