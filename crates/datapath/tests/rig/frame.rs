@@ -43,8 +43,7 @@ fn change(frame: &mut Vec<u8>, tokens: &mut Tokens<'_>) -> Result<(), String> {
 }
 
 fn ethernet(tokens: &mut Tokens<'_>) -> Result<Vec<u8>, String> {
-    let mut header = Ethernet2Header::default();
-    header.ether_type = EtherType::IPV4;
+    let mut header = Ethernet2Header { ether_type: EtherType::IPV4, ..Ethernet2Header::default() };
     if tokens.take("eth") {
         header.source = tokens.mac()?;
         tokens.expect(">")?;
