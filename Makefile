@@ -48,12 +48,15 @@ lint: setup ## formatting, clippy, licences (cargo-deny) and shell scripts, each
 
 bench: setup ## measure; results as a table and as JSON under target/ (minutes, wants an idle machine)
 	$(NEEDS_ROOT)
+	$(CARGO) bench --locked --package model
 	$(AS_ROOT) $(CARGO) bench --locked --package lab
 
-fuzz: setup ## random packets through library and kernel programs, long (ITERATIONS=1000000, SEED=N)
+fuzz: setup ## random packets, manifests and cloud-configs, long (ITERATIONS=1000000, SEED=N)
 	$(NEEDS_ROOT)
 	$(AS_ROOT) ITERATIONS=$${ITERATIONS:-1000000} $(CARGO) test --locked \
 		--package datapath --package lab --test fuzz --test kernel -- --nocapture random arbitrary
+	PROPTEST_CASES=$$(( $${ITERATIONS:-1000000} / 100 )) $(CARGO) test --locked \
+		--package model --test planner_properties
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -12,6 +12,10 @@ use serde_json::{Value, json};
 
 const NODES: usize = 1_000;
 
+/// Measurements of which the median counts.
+const WHOLE_TIMES: usize = 3;
+const ONE_TIMES: usize = 21;
+
 /// What is promised for the largest size.
 const WHOLE_MAX: Duration = Duration::from_secs(1);
 const ONE_MAX: Duration = Duration::from_millis(10);
@@ -42,19 +46,35 @@ fn measure(size: usize) -> (Value, Duration, Duration, u64) {
     let nodes: Vec<Node> = (0..NODES).map(node).collect();
     let services: Vec<Service> = (0..size).map(service).collect();
     let input = PlanInput { services, nodes, ..PlanInput::default() };
-    let (whole, made) = timed(|| plan(input.clone()));
-    assert_eq!(made.refused, Vec::<String>::new());
-    assert_eq!(made.resources.public_ip_addresses.len(), size);
-    drop(made);
+    let whole = median((0..WHOLE_TIMES).map(|_| {
+        let input = input.clone();
+        let (whole, made) = timed(|| plan(input));
+        assert_eq!(made.refused, Vec::<String>::new());
+        assert_eq!(made.resources.public_ip_addresses.len(), size);
+        whole
+    }));
     let (mut planner, _) = Planner::new(input);
-    let mut changed = service(size / 2);
-    changed.spec.ports[0].port = 8443;
-    let (one, step) = timed(|| planner.apply(changed));
-    assert!(!step.changes.is_empty());
-    let (new, step) = timed(|| planner.apply(service(size)));
-    assert!(!step.changes.is_empty());
-    let (gone, step) = timed(|| planner.delete(&format!("default/s{}", size / 3)));
-    assert!(!step.changes.is_empty());
+    // Different Services each time, spread over all of them.
+    let spread = |time: usize| time * size / ONE_TIMES;
+    let one = median((0..ONE_TIMES).map(|time| {
+        let mut changed = service(spread(time));
+        changed.spec.ports[0].port = 8443;
+        let (one, step) = timed(|| planner.apply(changed));
+        assert!(!step.changes.is_empty());
+        one
+    }));
+    let new = median((0..ONE_TIMES).map(|time| {
+        let added = service(size + time);
+        let (new, step) = timed(|| planner.apply(added));
+        assert!(!step.changes.is_empty());
+        new
+    }));
+    let gone = median((0..ONE_TIMES).map(|time| {
+        let key = format!("default/s{}", spread(time));
+        let (gone, step) = timed(|| planner.delete(&key));
+        assert!(!step.changes.is_empty());
+        gone
+    }));
     let memory = peak_memory_mib();
     println!(
         "{size:8}  {:7.0} ms  {:8.1} us  {:7.2} ms  {:4.2} ms  {:5.2} ms  {memory:7} MiB",
@@ -74,6 +94,12 @@ fn measure(size: usize) -> (Value, Duration, Duration, u64) {
         "peakMemoryMiB": memory,
     });
     (row, whole, one.max(new).max(gone), memory)
+}
+
+fn median(times: impl Iterator<Item = Duration>) -> Duration {
+    let mut times: Vec<Duration> = times.collect();
+    times.sort();
+    times[times.len() / 2]
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {

@@ -163,6 +163,31 @@ proptest! {
     }
 
     #[test]
+    fn no_manifest_panics(
+        cut in 0usize..600,
+        length in 0usize..40,
+        text in prop_oneof!["\\PC{0,8}", "[-{}\\[\\]:&*!|>%@#,?'\"\\n 0-9a-z]{0,12}"],
+    ) {
+        let mut chars: Vec<char> = MANIFEST.chars().collect();
+        let start = cut.min(chars.len());
+        let end = (start + length).min(chars.len());
+        chars.splice(start..end, text.chars());
+        let broken: String = chars.into_iter().collect();
+        use serde::Deserialize;
+        let mut input = PlanInput::default();
+        for document in serde_norway::Deserializer::from_str(&broken) {
+            let Ok(document) = Value::deserialize(document) else { break };
+            if let Ok(service) = serde_json::from_value::<Service>(document.clone()) {
+                input.services.push(service);
+            }
+            if let Ok(cluster) = serde_json::from_value(document) {
+                input.cluster = Some(cluster);
+            }
+        }
+        plan(input);
+    }
+
+    #[test]
     fn no_cloud_config_panics(text in "\\PC{0,20}", number in any::<i64>(), index in 0usize..20) {
         let keys = [
             "location", "loadBalancerSku", "disableOutboundSNAT", "tags", "tagsMap", "vnetName",
@@ -182,6 +207,28 @@ proptest! {
         }
     }
 }
+
+/// A manifest to break.
+const MANIFEST: &str = "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: a
+  uid: 11111111-1111-1111-1111-111111111111
+  annotations:
+    service.beta.kubernetes.io/azure-load-balancer-internal: \"true\"
+    service.beta.kubernetes.io/azure-load-balancer-ipv4: 10.240.7.7
+    service.beta.kubernetes.io/port_80_health-probe_port: \"8080\"
+spec:
+  type: LoadBalancer
+  ipFamilies: [IPv4, IPv6]
+  loadBalancerSourceRanges: [10.0.0.0/8]
+  ports:
+  - {name: http, port: 80, nodePort: 30080, protocol: TCP, appProtocol: http}
+---
+spec:
+  loadBalancerProfile: {managedOutboundIPs: {count: 2}, allocatedOutboundPorts: 1024}
+";
 
 /// Provider alone or AKS, Standard or Basic, with or without the shared probe.
 fn cluster() -> impl Strategy<Value = Play> {

@@ -21,7 +21,8 @@ impl Refusal {
 /// The annotations of one Service.
 #[derive(Debug)]
 pub struct Annotations<'a> {
-    values: &'a BTreeMap<String, String>,
+    /// By name without [`PREFIX`].
+    values: BTreeMap<&'a str, &'a str>,
     /// Values that are ignored, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -29,12 +30,21 @@ pub struct Annotations<'a> {
 impl<'a> Annotations<'a> {
     /// Reads from `values`.
     pub fn new(values: &'a BTreeMap<String, String>) -> Self {
-        Annotations { values, warnings: Vec::new() }
+        let ours = values
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix(PREFIX)?, value.as_str())));
+        Annotations { values: ours.collect(), warnings: Vec::new() }
+    }
+
+    /// The name of an annotation of one port. Nobody looks at it where there is no annotation at
+    /// all, as in most Services: then it is empty, and costs nothing.
+    pub fn of_port(&self, port: u16, name: &str) -> String {
+        if self.values.is_empty() { String::new() } else { format!("port_{port}_{name}") }
     }
 
     /// The value of `PREFIX` + `name`.
     pub fn get(&self, name: &str) -> Option<&'a str> {
-        self.values.get(&format!("{PREFIX}{name}")).map(String::as_str)
+        self.values.get(name).copied()
     }
 
     /// The value, unless it is blank.
@@ -83,7 +93,7 @@ impl<'a> Annotations<'a> {
     pub fn stray_ports(&self, ports: &[u16]) -> Vec<&'a str> {
         self.values
             .keys()
-            .filter_map(|key| key.strip_prefix(PREFIX))
+            .copied()
             .filter(|name| {
                 let port = name.strip_prefix("port_").and_then(|rest| rest.split('_').next());
                 port.is_some_and(|port| port.parse().is_ok_and(|port| !ports.contains(&port)))

@@ -89,7 +89,7 @@ fn port(spec: &ServicePort, notes: &mut Annotations<'_>) -> Result<Port, Refusal
         protocol,
         port,
         node_port: number("nodePort", spec.node_port.unwrap_or(0), 0)?,
-        has_rule: !notes.is_true(&format!("port_{port}_no_lb_rule")),
+        has_rule: !notes.is_true(&notes.of_port(port, "no_lb_rule")),
         probe: PortProbe::None,
     })
 }
@@ -145,7 +145,7 @@ fn probe_of(
     common: &CommonProbe,
 ) -> Result<PortProbe, Refusal> {
     let port = &ports[index];
-    if !port.has_rule || notes.is_true(&format!("port_{}_no_probe_rule", port.port)) {
+    if !port.has_rule || notes.is_true(&notes.of_port(port.port, "no_probe_rule")) {
         return Ok(PortProbe::None);
     }
     if matches!(common, CommonProbe::Shared(_)) {
@@ -175,7 +175,7 @@ fn probe_of(
     let app_protocol = service.spec.ports[index].app_protocol.as_deref();
     let protocol = probe_protocol(port.port, app_protocol, notes, config);
     let path = (protocol != "Tcp").then(|| {
-        let own = notes.text(&format!("port_{}_health-probe_request-path", port.port));
+        let own = notes.text(&notes.of_port(port.port, "health-probe_request-path"));
         let global = notes.text("azure-load-balancer-health-probe-request-path");
         own.or(global).unwrap_or("/").to_owned()
     });
@@ -198,7 +198,7 @@ fn probe_protocol(
     notes: &Annotations<'_>,
     config: &ProviderConfig,
 ) -> &'static str {
-    let own = notes.get(&format!("port_{port}_health-probe_protocol"));
+    let own = notes.get(&notes.of_port(port, "health-probe_protocol"));
     let global = notes.get("azure-load-balancer-health-probe-protocol");
     match own.or(app_protocol).or(global).unwrap_or_default().trim().to_lowercase().as_str() {
         "http" => "Http",
@@ -210,7 +210,7 @@ fn probe_protocol(
 /// The port that the annotation names: a port of the Service by name or number (its node port), or
 /// any other number.
 fn probe_port(port: u16, ports: &[Port], notes: &Annotations<'_>) -> Result<Option<u16>, Refusal> {
-    let name = format!("port_{port}_health-probe_port");
+    let name = notes.of_port(port, "health-probe_port");
     let Some(value) = notes.get(&name) else { return Ok(None) };
     let value = value.trim();
     let hint = "name a port of the Service, or a number from 1 to 65535";
@@ -234,15 +234,21 @@ fn probe_port(port: u16, ports: &[Port], notes: &Annotations<'_>) -> Result<Opti
 
 /// Interval and number of probes: of the port, else of the Service, else 5 s and 2.
 fn timing(notes: &Annotations<'_>, port: u16) -> Result<(u32, u32), Refusal> {
-    let read = |own: &str, global: &str, min: i64, what: &str| {
-        let own = notes.number(&format!("port_{port}_health-probe_{own}"), min, i64::MAX, what)?;
-        let global = format!("azure-load-balancer-health-probe-{global}");
-        Ok(own.or(if own.is_some() { None } else { notes.number(&global, min, i64::MAX, what)? }))
+    let read = |own: &str, global: &str, min: i64, what: &str| match notes.number(
+        &notes.of_port(port, own),
+        min,
+        i64::MAX,
+        what,
+    )? {
+        Some(own) => Ok(Some(own)),
+        None => notes.number(global, min, i64::MAX, what),
     };
-    let interval =
-        read("interval", "interval", 5, "seconds between two probes")?.unwrap_or(INTERVAL);
-    let threshold =
-        read("num-of-probe", "num-of-probe", 2, "number of probes")?.unwrap_or(THRESHOLD);
+    let own = "health-probe_interval";
+    let global = "azure-load-balancer-health-probe-interval";
+    let interval = read(own, global, 5, "seconds between two probes")?.unwrap_or(INTERVAL);
+    let own = "health-probe_num-of-probe";
+    let global = "azure-load-balancer-health-probe-num-of-probe";
+    let threshold = read(own, global, 2, "number of probes")?.unwrap_or(THRESHOLD);
     if interval.saturating_mul(threshold) >= SECONDS_MAX {
         return Err(Refusal(format!(
             "annotations health-probe interval and num-of-probe of port {port}: {interval} s x \

@@ -10,7 +10,6 @@ use super::annotations::Refusal;
 use super::changes::{Journal, Part};
 use super::config::ProviderConfig;
 use super::names;
-use crate::cluster::Limits;
 use crate::resources::{NetworkSecurityGroup, SecurityRule};
 
 /// Allow rules get the lowest free priority from here up.
@@ -150,12 +149,9 @@ impl SecurityGroup {
     }
 
     /// Refuses what would exceed Azure's limits.
-    pub fn check(&self, old: &Claims, wanted: &Wanted, limits: Limits) -> Result<(), Refusal> {
+    pub fn check(&self, old: &Claims, wanted: &Wanted) -> Result<(), Refusal> {
         let new: Vec<_> =
             wanted.iter().filter(|(rule, _)| !self.rules.contains_key(&rule.name)).collect();
-        if limits == Limits::None {
-            return Ok(());
-        }
         let claims = claims(wanted);
         let freed = old
             .iter()

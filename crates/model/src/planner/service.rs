@@ -18,6 +18,7 @@ use super::removal::{self, Owners};
 use super::rules;
 use super::security_group::{Claims, claims};
 use super::state::{Balancer, State, owned, private_address};
+use crate::cluster::Limits;
 use crate::resources::{
     BackendAddress, BackendAddressPool, BackendAddressPoolProperties, LoadBalancingRule, Probe,
     SubResource,
@@ -94,9 +95,11 @@ pub fn decide(
     }
     check_addresses(state, intent, &decision)?;
     limits::check(state, config, intent, &decision.rules, &decision.placements)?;
-    // The destinations are not all known before addresses are drawn, but their number is.
-    let guess = destinations(intent, &vec![None; decision.placements.len()], backends);
-    state.security_group.check(old, &access::wanted(intent, &guess), config.limits)?;
+    if config.limits == Limits::Azure {
+        // The destinations are not all known before addresses are drawn, but their number is.
+        let guess = destinations(intent, &vec![None; decision.placements.len()], backends);
+        state.security_group.check(old, &access::wanted(intent, &guess))?;
+    }
     Ok(decision)
 }
 
