@@ -70,7 +70,7 @@ fn an_up_that_is_killed_anywhere_leaves_nothing_that_down_does_not_find() {
         if finished || start.elapsed() > Duration::from_secs(40) {
             return;
         }
-        delay = delay * 2;
+        delay *= 2;
     }
 }
 

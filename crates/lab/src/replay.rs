@@ -96,7 +96,7 @@ pub fn replay(place: &Place, program: &Path, seed: u64, progress: Progress) -> R
     let standard = Settings { seed, ..Settings::default() };
     let basic = Settings { sku: LoadBalancerSku::Basic, ..standard.clone() };
     let leaving = |outbound_type| Settings { outbound_type, ..standard.clone() };
-    let stages: [(Settings, fn(&mut Stage) -> Result<()>); 4] = [
+    let stages: [(Settings, Play); 4] = [
         (standard.clone(), standard_sku),
         (basic, basic_sku),
         (leaving(OutboundType::UserDefinedRouting), user_defined_routing),
@@ -117,6 +117,9 @@ pub fn replay(place: &Place, program: &Path, seed: u64, progress: Progress) -> R
     cases.sort_by(|left, right| left.case.cmp(&right.case));
     Ok(Report { cases })
 }
+
+/// What is played in one lab.
+type Play = fn(&mut Stage) -> Result<()>;
 
 struct TakeDown<'a>(&'a Place);
 
