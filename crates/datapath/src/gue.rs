@@ -10,6 +10,11 @@ pub const OUTER: usize = ETHERNET + OVERHEAD;
 /// First of the 16,384 source ports that spread flows over queues and paths.
 pub const SOURCE_PORT_MIN: u16 = 0xc000;
 
+/// Flags and fragment offset: DF alone.
+const DO_NOT_FRAGMENT: u16 = 0x4000;
+/// Time to live 64, and UDP.
+const HOPS_AND_PROTOCOL: u16 = 64 << 8 | protocol::UDP as u16;
+
 /// The headers that carry an inner packet of `inner` bytes to `node`.
 ///
 /// The type of service is the inner one's, so that congestion marks are seen on the way
@@ -23,50 +28,26 @@ pub fn outer(
     tos: u8,
     hash: u32,
 ) -> [u8; OUTER] {
+    let total = inner + OVERHEAD as u16;
+    let sum = [settings.address, node].map(u32::from_be_bytes).map(|a| (a >> 16) + (a & 0xffff));
+    let rest = [u16::from_be_bytes([0x45, tos]), total, DO_NOT_FRAGMENT, HOPS_AND_PROTOCOL];
+    let rest = rest[0] as u32 + rest[1] as u32 + rest[2] as u32 + rest[3] as u32;
+    let sum = !checksum::fold(sum[0] + sum[1] + rest);
+    let source_port = SOURCE_PORT_MIN | (hash & 0x3fff) as u16;
+    // Field by field: what is put in whole is written whole by the kernel program.
     let mut b = [0u8; OUTER];
-    let [m0, m1, m2, m3, m4, m5] = settings.gateway_mac;
-    let [s0, s1, s2, s3, s4, s5] = settings.mac;
-    let total = (inner + OVERHEAD as u16).to_be_bytes();
-    let udp = (inner + 8).to_be_bytes();
-    let source_port = (SOURCE_PORT_MIN | (hash & 0x3fff) as u16).to_be_bytes();
-    let port = settings.gue_port.to_be_bytes();
-    let from = settings.address;
-    let mut ip = [
-        0x45,
-        tos,
-        total[0],
-        total[1],
-        0,
-        0,
-        0x40,
-        0,
-        64,
-        protocol::UDP,
-        0,
-        0,
-        from[0],
-        from[1],
-        from[2],
-        from[3],
-        node[0],
-        node[1],
-        node[2],
-        node[3],
-    ];
-    let sum = checksum::ipv4_header(&ip).to_be_bytes();
-    ip[10] = sum[0];
-    ip[11] = sum[1];
-    b[..ETHERNET].copy_from_slice(&[m0, m1, m2, m3, m4, m5, s0, s1, s2, s3, s4, s5, 0x08, 0x00]);
-    b[ETHERNET..ETHERNET + 20].copy_from_slice(&ip);
-    b[ETHERNET + 20..].copy_from_slice(&[
-        source_port[0],
-        source_port[1],
-        port[0],
-        port[1],
-        udp[0],
-        udp[1],
-        0,
-        0,
-    ]);
+    b[..6].copy_from_slice(&settings.gateway_mac);
+    b[6..12].copy_from_slice(&settings.mac);
+    b[12..14].copy_from_slice(&0x0800u16.to_be_bytes());
+    b[14..16].copy_from_slice(&[0x45, tos]);
+    b[16..18].copy_from_slice(&total.to_be_bytes());
+    b[20..22].copy_from_slice(&DO_NOT_FRAGMENT.to_be_bytes());
+    b[22..24].copy_from_slice(&HOPS_AND_PROTOCOL.to_be_bytes());
+    b[24..26].copy_from_slice(&sum.to_be_bytes());
+    b[26..30].copy_from_slice(&settings.address);
+    b[30..34].copy_from_slice(&node);
+    b[34..36].copy_from_slice(&source_port.to_be_bytes());
+    b[36..38].copy_from_slice(&settings.gue_port.to_be_bytes());
+    b[38..40].copy_from_slice(&(inner + 8).to_be_bytes());
     b
 }

@@ -77,9 +77,9 @@ fn wrapped<P: Packet + ?Sized>(packet: &P, settings: &AgentSettings<Address>) ->
         && b[9] == protocol::UDP
         && b[6] & 0x3f == 0
         && b[7] == 0
-        && [b[16], b[17], b[18], b[19]] == settings.node
+        && packet::field::<4>(&b, 16) == settings.node
         && u16::from_be_bytes([b[22], b[23]]) == settings.gue_port;
-    ours.then_some([b[12], b[13], b[14], b[15]])
+    ours.then_some(packet::field(&b, 12))
 }
 
 /// The key under which a packet's flow stands at ingress.

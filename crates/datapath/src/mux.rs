@@ -204,13 +204,14 @@ fn backend<T: MuxTables>(
 /// Hash of a flow; with `affinity` of its client and VIP alone.
 #[inline(always)]
 pub fn flow_hash(headers: &Headers<V4>, seed: u64, affinity: bool) -> u64 {
-    let [a, b, c, d] = headers.source;
-    let [e, f, g, h] = headers.target;
-    let addresses = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let source = u32::from_le_bytes(headers.source) as u64;
+    let target = u32::from_le_bytes(headers.target) as u64;
+    let addresses = source | target << 32;
     if affinity {
         return hash::spread(seed, [addresses, 0]);
     }
-    let [i, j] = headers.source_port;
-    let [k, l] = headers.target_port;
-    hash::spread(seed, [addresses, u64::from_le_bytes([i, j, k, l, headers.protocol, 0, 0, 0])])
+    let source_port = u16::from_le_bytes(headers.source_port) as u64;
+    let target_port = u16::from_le_bytes(headers.target_port) as u64;
+    let rest = source_port | target_port << 16 | (headers.protocol as u64) << 32;
+    hash::spread(seed, [addresses, rest])
 }

@@ -125,6 +125,13 @@ pub fn ethernet_type<P: Packet + ?Sized>(packet: &P) -> Option<u16> {
 /// Ethernet type of IPv4.
 pub const ETHERNET_IPV4: u16 = 0x0800;
 
+/// The `N` bytes at `at` of a header, in one piece: taken one by one they would stay apart all the
+/// way into the flow key.
+#[inline(always)]
+pub(crate) fn field<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
+    header.get(at..at + N).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
+}
+
 /// Reads the headers of the IPv4 packet that starts at `ip`.
 ///
 /// # Errors
@@ -148,8 +155,8 @@ pub fn ipv4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers<V4>, Dr
         l4: ip + header,
         total,
         tos: b[1],
-        source: [b[12], b[13], b[14], b[15]],
-        target: [b[16], b[17], b[18], b[19]],
+        source: field(&b, 12),
+        target: field(&b, 16),
         protocol: b[9],
         fragment: cut != 0,
         transport: Transport::Other,
@@ -184,10 +191,10 @@ fn transport<P: Packet + ?Sized>(
                 return Err(Drop::Malformed);
             }
             headers.transport = Transport::Tcp;
-            headers.source_port = [b[0], b[1]];
-            headers.target_port = [b[2], b[3]];
-            headers.sequence = u32::from_be_bytes([b[4], b[5], b[6], b[7]]);
-            headers.acknowledgement = u32::from_be_bytes([b[8], b[9], b[10], b[11]]);
+            headers.source_port = field(&b, 0);
+            headers.target_port = field(&b, 2);
+            headers.sequence = u32::from_be_bytes(field(&b, 4));
+            headers.acknowledgement = u32::from_be_bytes(field(&b, 8));
             headers.flags = b[13];
             headers.tcp_length = length;
         }
@@ -199,8 +206,8 @@ fn transport<P: Packet + ?Sized>(
                 return Err(Drop::Malformed);
             }
             headers.transport = Transport::Udp;
-            headers.source_port = [b[0], b[1]];
-            headers.target_port = [b[2], b[3]];
+            headers.source_port = field(&b, 0);
+            headers.target_port = field(&b, 2);
             headers.no_checksum = b[6] == 0 && b[7] == 0;
         }
         protocol::ICMP => {
@@ -214,8 +221,8 @@ fn transport<P: Packet + ?Sized>(
                 _ => Transport::IcmpOther,
             };
             if matches!(headers.transport, Transport::Echo { .. }) {
-                headers.source_port = [b[4], b[5]];
-                headers.target_port = [b[4], b[5]];
+                headers.source_port = field(&b, 4);
+                headers.target_port = field(&b, 4);
             }
         }
         _ => {}
