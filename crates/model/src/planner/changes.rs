@@ -82,8 +82,9 @@ impl Journal {
         });
     }
 
-    /// Ends the step: what `part` is like now is asked for with `after`.
-    pub fn finish(&mut self, after: impl Fn(&Part) -> Option<Value>) -> Vec<Change> {
+    /// Ends the step. What a part is like now is asked for with `after`; with `false`, only whether
+    /// it is there.
+    pub fn finish(&mut self, after: impl Fn(&Part, bool) -> Option<Value>) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut whole = BTreeSet::new();
         let mut whole_names = BTreeSet::new();
@@ -93,7 +94,7 @@ impl Journal {
             if whole.contains(&part.resource) || whole_names.contains(&name) {
                 continue;
             }
-            let after = after(&part);
+            let after = after(&part, before.is_some());
             let is_whole = part.list.is_empty();
             if before.is_none() || after.is_none() {
                 if part.item.is_empty() {

@@ -22,8 +22,8 @@ use crate::resources::Resources;
 
 /// Makes a plan: one whole step.
 pub fn plan(input: PlanInput) -> Plan {
-    let (mut planner, step) = Planner::new(input);
-    Plan { resources: planner.take_resources(), ..step }
+    let (planner, step) = Planner::new(input);
+    Plan { resources: planner.state.into_resources(), ..step }
 }
 
 /// The planner with a memory.
@@ -165,10 +165,6 @@ impl Planner {
     /// The settings in force.
     pub fn config(&self) -> &ProviderConfig {
         &self.config
-    }
-
-    fn take_resources(&mut self) -> Resources {
-        self.state.resources()
     }
 
     fn end_step(&mut self, mut step: Plan) -> Plan {

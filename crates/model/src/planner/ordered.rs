@@ -98,6 +98,11 @@ impl<T: Named> Ordered<T> {
         self.items.is_empty()
     }
 
+    /// Everything, in order, as a plain list without a copy.
+    pub fn into_vec(self) -> Vec<T> {
+        self.items.into_values().collect()
+    }
+
     /// Everything, in order, as a plain list.
     pub fn to_vec(&self) -> Vec<T>
     where

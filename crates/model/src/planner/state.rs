@@ -43,6 +43,21 @@ pub struct Balancer {
 }
 
 impl Balancer {
+    fn into_resource(self) -> LoadBalancer {
+        let mut head = self.head;
+        head.properties = LoadBalancerProperties {
+            frontend_ip_configurations: self.frontends.into_vec(),
+            backend_address_pools: self.pools.into_vec(),
+            load_balancing_rules: self.rules.into_vec(),
+            probes: self.probes.into_vec(),
+            outbound_rules: self.outbound_rules.into_vec(),
+            inbound_nat_rules: self.nat_rules,
+            inbound_nat_pools: self.nat_pools,
+            extra: head.properties.extra,
+        };
+        head
+    }
+
     fn resource(&self) -> LoadBalancer {
         LoadBalancer {
             properties: LoadBalancerProperties {
@@ -593,38 +608,62 @@ impl State {
     /// Ends a step: every change since the last one.
     pub fn finish_step(&mut self) -> Vec<Change> {
         let mut journal = std::mem::take(&mut self.journal);
-        let changes = journal.finish(|part| self.current(part));
+        let changes = journal.finish(|part, is_wanted| self.current(part, is_wanted));
         self.pool.start_step();
         self.subnets.start_step();
         changes
     }
 
-    /// What a part is like now.
-    fn current(&self, part: &Part) -> Option<Value> {
-        fn json<T: serde::Serialize>(value: Option<&T>) -> Option<Value> {
-            value.map(|value| serde_json::to_value(value).unwrap_or_default())
+    /// What a part is like now; unless that is wanted, any value says that it is there.
+    fn current(&self, part: &Part, is_wanted: bool) -> Option<Value> {
+        fn value<T: serde::Serialize>(value: Option<&T>, is_wanted: bool) -> Option<Value> {
+            let value = value?;
+            Some(if is_wanted {
+                serde_json::to_value(value).unwrap_or_default()
+            } else {
+                Value::Null
+            })
         }
         let (kind, key) = part.resource.split_once('/')?;
         let name = &part.name;
         match kind {
-            "publicipaddresses" => json(self.public_ips.get(key)),
-            "natgateways" => json(self.nat_gateways.get(key)),
+            "publicipaddresses" => value(self.public_ips.get(key), is_wanted),
+            "natgateways" => value(self.nat_gateways.get(key), is_wanted),
             "networksecuritygroups" => match part.list {
-                "" => json(Some(self.security_group.head())),
-                _ if part.item.is_empty() => json(self.security_group.own_rule(name)),
+                "" => value(Some(self.security_group.head()), is_wanted),
+                _ if part.item.is_empty() => value(self.security_group.own_rule(name), is_wanted),
                 _ => self.security_group.has_destination(part).then_some(Value::Null),
             },
             _ => {
                 let balancer = self.balancers.get(key)?;
                 match part.list {
-                    "" => json(Some(&balancer.head)),
-                    "properties.frontendIPConfigurations" => json(balancer.frontends.get(name)),
-                    "properties.backendAddressPools" => json(balancer.pools.get(name)),
-                    "properties.loadBalancingRules" => json(balancer.rules.get(name)),
-                    "properties.probes" => json(balancer.probes.get(name)),
-                    _ => json(balancer.outbound_rules.get(name)),
+                    "" => value(Some(&balancer.head), is_wanted),
+                    "properties.frontendIPConfigurations" => {
+                        value(balancer.frontends.get(name), is_wanted)
+                    }
+                    "properties.backendAddressPools" => value(balancer.pools.get(name), is_wanted),
+                    "properties.loadBalancingRules" => value(balancer.rules.get(name), is_wanted),
+                    "properties.probes" => value(balancer.probes.get(name), is_wanted),
+                    _ => value(balancer.outbound_rules.get(name), is_wanted),
                 }
             }
+        }
+    }
+
+    /// Everything as resources, without a copy.
+    pub fn into_resources(self) -> Resources {
+        let mut groups = self.other_groups;
+        let group = self.security_group.resource();
+        groups.insert(group.name.to_lowercase(), group);
+        let balancers = self.balancers.into_iter();
+        Resources {
+            load_balancers: balancers.map(|(key, b)| (key, b.into_resource())).collect(),
+            public_ip_addresses: self.public_ips,
+            public_ip_prefixes: self.prefixes,
+            nat_gateways: self.nat_gateways,
+            network_security_groups: groups,
+            route_tables: self.route_tables,
+            others: self.others,
         }
     }
 
