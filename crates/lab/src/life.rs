@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::unistd::Uid;
@@ -209,6 +210,10 @@ fn read(place: &Place) -> Result<Option<Description>> {
     }
 }
 
+/// How often a lab's removal looks again, and what lies between.
+const REMOVAL_ROUNDS: u32 = 10;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(50);
+
 /// Removes everything that bears the lab's name; goes on after a failure and reports the first.
 fn remove(place: &Place) -> Result<bool> {
     let mut first = None;
@@ -217,21 +222,28 @@ fn remove(place: &Place) -> Result<bool> {
             first.get_or_insert(error);
         }
     };
-    let namespaces = place.namespaces()?;
-    let names: Vec<String> = namespaces.iter().map(|(_, name)| name.clone()).collect();
-    let mut pids: BTreeSet<i32> = place
-        .records()
-        .all()
-        .into_iter()
-        .filter(|(_, record)| record.is_alive())
-        .map(|(_, record)| record.pid)
-        .collect();
-    pids.extend(process::unrecorded(place.name()));
-    pids.extend(namespace::processes_in(&names));
-    let mut found = !pids.is_empty() || !names.is_empty();
-    note(process::end(&pids));
-    if !names.is_empty() {
+    let mut found = false;
+    // What a command of an `up` that was killed still makes is there a moment later.
+    // BOUND: REMOVAL_ROUNDS; the last one finds nothing.
+    for _ in 0..REMOVAL_ROUNDS {
+        let namespaces = place.namespaces()?;
+        let names: Vec<String> = namespaces.iter().map(|(_, name)| name.clone()).collect();
+        let mut pids: BTreeSet<i32> = place
+            .records()
+            .all()
+            .into_iter()
+            .filter(|(_, record)| record.is_alive())
+            .map(|(_, record)| record.pid)
+            .collect();
+        pids.extend(process::unrecorded(place.name()));
+        pids.extend(namespace::processes_in(&names));
+        if pids.is_empty() && names.is_empty() {
+            break;
+        }
+        found = true;
+        note(process::end(&pids));
         note(namespace::delete(&names));
+        std::thread::sleep(REMOVAL_PAUSE);
     }
     for directory in [place.pins(None), place.directory()] {
         match fs::remove_dir_all(&directory) {

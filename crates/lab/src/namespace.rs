@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
@@ -15,6 +16,10 @@ use crate::command;
 
 /// Where `ip netns` keeps the names.
 const DIRECTORY: &str = "/var/run/netns";
+
+/// How often a namespace that is busy is tried to be deleted, and what lies between.
+const BUSY_TRIES: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The file by which a namespace is entered.
 pub fn path(name: &str) -> PathBuf {
@@ -42,8 +47,28 @@ pub fn add(names: &[String]) -> Result<()> {
 }
 
 /// Deletes namespaces; their links and routes go with them once nobody is inside.
+///
+/// One that is busy is tried again: a command of a lab that was killed half-way may still be making
+/// it.
 pub fn delete(names: &[String]) -> Result<()> {
-    command::ip(None, &names.iter().map(|name| format!("netns del {name}")).collect::<Vec<_>>())
+    let mut result = Ok(());
+    // BOUND: BUSY_TRIES.
+    for _ in 0..BUSY_TRIES {
+        let left: Vec<String> = names
+            .iter()
+            .filter(|name| path(name).exists())
+            .map(|name| format!("netns del {name}"))
+            .collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        result = command::ip(None, &left);
+        if result.is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(BUSY_PAUSE);
+    }
+    result
 }
 
 /// Moves the calling thread into a namespace for good.

@@ -332,6 +332,8 @@ fn another_node_of_the_group_with_a_standard_address_takes_default_outbound_away
     let mut cluster = standard(2);
     cluster.node_with(1, json!({"deguchi.io/public-ip": "true"}), "uid-1");
     cluster.settle();
+    // Without the outbound rule that a Standard cluster is made with.
+    cluster.objects.resources.load_balancers.clear();
     assert_eq!(cluster.decide(2, Tcp).method, Method::None);
     // A node of another group is not concerned.
     let node = cluster.objects.nodes.get_mut("n2").unwrap();

@@ -37,7 +37,8 @@ fn samples() -> Vec<Value> {
             "RouteTable",
             "rt",
             json!({"spec": {"properties": {"routes": [
-                {"name": "r", "properties": {"addressPrefix": "0.0.0.0/0", "nextHopType": "Internet"}},
+                {"name": "r",
+                 "properties": {"addressPrefix": "0.0.0.0/0", "nextHopType": "Internet"}},
             ]}}}),
         ),
         document(
@@ -54,7 +55,8 @@ fn samples() -> Vec<Value> {
                     "defaultOutboundIPs": [{"address": "203.0.113.3", "machine": "a/b"}],
                 },
                 "status": {"appliedEpoch": 6, "heartbeat": 4000, "usedPorts": 3,
-                           "drained": [{"address": "203.0.113.1", "start": 1024, "length": 8, "epoch": 6}]},
+                           "drained": [{"address": "203.0.113.1", "start": 1024, "length": 8,
+                                        "epoch": 6}]},
             }),
         ),
         document(
@@ -157,7 +159,8 @@ fn pod(name: &str, port: u16, ready: bool) -> Pod {
             {"name": "c", "ports": [{"name": "http", "containerPort": port}]},
         ]},
         "status": {"podIP": "10.100.1.5",
-                   "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]},
+                   "conditions": [{"type": "Ready",
+                                   "status": if ready { "True" } else { "False" }}]},
     }))
     .unwrap()
 }
@@ -196,7 +199,12 @@ proptest! {
     fn no_document_makes_the_reader_panic(
         kind in prop::sample::select(Kind::ALL.to_vec()),
         field in "[a-zA-Z]{1,12}",
-        value in prop_oneof![Just(json!(null)), Just(json!(-1)), Just(json!([1])), Just(json!({"a": "b"}))],
+        value in prop_oneof![
+            Just(json!(null)),
+            Just(json!(-1)),
+            Just(json!([1])),
+            Just(json!({"a": "b"})),
+        ],
     ) {
         let mut document = document(kind.as_str(), "x", json!({"spec": {}, "status": {}}));
         document["spec"][&field] = value.clone();

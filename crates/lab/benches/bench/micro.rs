@@ -194,7 +194,8 @@ impl Rig {
             let wanted = expected(case, flow, &out);
             ensure!(
                 answer == case.answer() && out == wanted,
-                "{}: flow {flow} of {}: answer {answer}\n  in   {frame:02x?}\n  out  {out:02x?}\n  want {wanted:02x?}",
+                "{}: flow {flow} of {}: answer {answer}\n  in   {frame:02x?}\n  out  {out:02x?}\n  \
+                 want {wanted:02x?}",
                 case.name(),
                 self.flows
             );
@@ -465,7 +466,8 @@ fn print(results: &Results) {
         }
     }
     table.print(&format!(
-        "micro: CPU ns per packet of {FRAME} bytes ({WRAPPED} wrapped), {} rounds; net of the driver and an empty program",
+        "micro: CPU ns per packet of {FRAME} bytes ({WRAPPED} wrapped), {} rounds; net of \
+         the driver and an empty program",
         results.rounds
     ));
     report::print_targets(&results.targets);

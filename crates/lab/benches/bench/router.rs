@@ -255,7 +255,8 @@ impl Bench {
         drop(rules);
         ensure!(
             sink.matching == u64::from(PACKETS) && sink.other == 0 && sink.broken == 0,
-            "{}: of {PACKETS} packets {} arrived with the right source, {} with another, {} with a wrong checksum",
+            "{}: of {PACKETS} packets {} arrived with the right source, {} with \
+             another, {} with a wrong checksum",
             mode.name(),
             sink.matching,
             sink.other,
