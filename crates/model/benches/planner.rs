@@ -125,7 +125,7 @@ fn node(index: usize) -> Node {
 
 /// Two ports each; every hundredth Service has ports of its own, so that security rules grow too.
 fn service(index: usize) -> Service {
-    let own = if index % 100 == 0 { 10_000 + index / 100 } else { 443 };
+    let own = if index.is_multiple_of(100) { 10_000 + index / 100 } else { 443 };
     serde_json::from_value(json!({
         "metadata": {
             "name": format!("s{index}"),

@@ -244,7 +244,7 @@ fn a_public_ip_of_a_prefix_has_the_prefix_in_its_name_and_an_address_out_of_it()
     let mut play = Play::new();
     play.apply([with_prefix()]);
     let name = format!("kubernetes-{}-egress", prefix("a"));
-    assert_eq!(play.public_ips(), [name.clone()]);
+    assert_eq!(play.public_ips(), std::slice::from_ref(&name));
     let mut play = Play::new().with(json!({
         "publicipprefixes/egress": {"properties": {"ipPrefix": "198.51.100.0/31"}},
     }));

@@ -44,7 +44,8 @@ pub fn is_backend(node: &Node, config: &ProviderConfig) -> bool {
         || node.spec.taints.iter().any(|taint| taint.key == DELETION_TAINT);
     let without_control_plane =
         config.node_ip_pools || (config.standard && config.exclude_control_plane);
-    !is_excluded && !is_unmanaged && !is_going && !(without_control_plane && is_control_plane(node))
+    let is_barred = without_control_plane && is_control_plane(node);
+    !(is_excluded || is_unmanaged || is_going || is_barred)
 }
 
 /// The member that `node` is in a pool of `family`; none if it has no such address.

@@ -705,14 +705,14 @@ fn add_public_ips(
                 family
             }
         };
-        if let Some(other) = spec.ip_address.and_then(|address| state.public_ip_at(address)) {
-            if !other.name.eq_ignore_ascii_case(name) {
-                step.refused.push(refuse(format!(
-                    "spec.ipAddress: public IP {} has that address: choose another",
-                    other.name
-                )));
-                continue;
-            }
+        if let Some(other) = spec.ip_address.and_then(|address| state.public_ip_at(address))
+            && !other.name.eq_ignore_ascii_case(name)
+        {
+            step.refused.push(refuse(format!(
+                "spec.ipAddress: public IP {} has that address: choose another",
+                other.name
+            )));
+            continue;
         }
         let key = name.to_lowercase();
         if state.public_ips.contains_key(&key) {

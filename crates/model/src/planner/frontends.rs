@@ -97,16 +97,17 @@ fn place_public(
             // Azure cannot change the IP tags of a public IP, so a new one takes its place.
             is_new |= current != *tags && !config.mutate_ip_tags;
         }
-        if let Some(user) = user_frontend(ip, balancer) {
-            if is_pinned && !names::is_owned(&user.name, &intent.prefix) {
-                frontend.clone_from(&user.name);
-                if !user.properties.outbound_rules.is_empty() && !config.disable_outbound_snat {
-                    return Err(Refusal(format!(
-                        "LoadBalancingRuleMustDisableSNATSinceSameFrontendIPConfigurationIs\
+        if let Some(user) = user_frontend(ip, balancer)
+            && is_pinned
+            && !names::is_owned(&user.name, &intent.prefix)
+        {
+            frontend.clone_from(&user.name);
+            if !user.properties.outbound_rules.is_empty() && !config.disable_outbound_snat {
+                return Err(Refusal(format!(
+                    "LoadBalancingRuleMustDisableSNATSinceSameFrontendIPConfigurationIs\
                          ReferencedByOutboundRule: public IP {name:?} serves an outbound rule: \
                          set disableOutboundSNAT, or use another public IP"
-                    )));
-                }
+                )));
             }
         }
         check_label(state, ip, user_frontend(ip, balancer), intent)?;
@@ -383,8 +384,8 @@ fn place_internal(
         Family::of(*address) == family && state.subnets.contains(subnet, *address)
     };
     let kept = previous.and_then(private_address).filter(is_free);
-    let told = intent.status.iter().copied();
-    let told = told.filter(|address| is_free(address) && !state.subnets.is_used(*address)).next();
+    let mut told = intent.status.iter().copied();
+    let told = told.find(|address| is_free(address) && !state.subnets.is_used(*address));
     let address = wanted.or(kept).or(told);
     if address.is_none() && state.subnets.free(subnet, family).is_none() {
         return Err(Refusal(format!(

@@ -69,7 +69,7 @@ pub fn check(
         .iter()
         .filter(|placement| {
             placement.new_frontend.is_some()
-                && !own.is_some_and(|own| own.frontends.get(&placement.frontend).is_some())
+                && own.is_none_or(|own| own.frontends.get(&placement.frontend).is_none())
         })
         .count();
     let count = own.map_or(0, |balancer| balancer.frontends.len()) + new;

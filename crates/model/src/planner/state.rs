@@ -291,10 +291,10 @@ impl State {
 
     /// Notes who uses the address of `frontend`.
     fn connect(&mut self, frontend: &FrontendIPConfiguration, _balancer: &str) {
-        if let Some(ip) = &frontend.properties.public_ip_address {
-            if let Some(ip) = self.public_ips.get_mut(&ip.name().to_lowercase()) {
-                ip.properties.ip_configuration = Some(SubResource::new(frontend.id.clone()));
-            }
+        if let Some(ip) = &frontend.properties.public_ip_address
+            && let Some(ip) = self.public_ips.get_mut(&ip.name().to_lowercase())
+        {
+            ip.properties.ip_configuration = Some(SubResource::new(frontend.id.clone()));
         }
         if let Some(address) = private_address(frontend) {
             self.subnets.take(address);
@@ -302,12 +302,12 @@ impl State {
     }
 
     fn disconnect(&mut self, frontend: &FrontendIPConfiguration) {
-        if let Some(ip) = &frontend.properties.public_ip_address {
-            if let Some(ip) = self.public_ips.get_mut(&ip.name().to_lowercase()) {
-                let user = ip.properties.ip_configuration.as_ref();
-                if user.is_some_and(|user| user.id.eq_ignore_ascii_case(&frontend.id)) {
-                    ip.properties.ip_configuration = None;
-                }
+        if let Some(ip) = &frontend.properties.public_ip_address
+            && let Some(ip) = self.public_ips.get_mut(&ip.name().to_lowercase())
+        {
+            let user = ip.properties.ip_configuration.as_ref();
+            if user.is_some_and(|user| user.id.eq_ignore_ascii_case(&frontend.id)) {
+                ip.properties.ip_configuration = None;
             }
         }
         if let Some(address) = private_address(frontend) {
@@ -426,11 +426,11 @@ impl State {
 
     /// Removes the load balancer if it has no frontend left: Azure has none without.
     pub fn remove_balancer_if_bare(&mut self, key: &str) {
-        if self.balancers.get(key).is_some_and(|balancer| balancer.frontends.is_empty()) {
-            if let Some(balancer) = self.balancers.remove(key) {
-                self.journal.note(Part::whole(balancer_key(key)), Some(&balancer.head));
-                self.is_touched = true;
-            }
+        if self.balancers.get(key).is_some_and(|balancer| balancer.frontends.is_empty())
+            && let Some(balancer) = self.balancers.remove(key)
+        {
+            self.journal.note(Part::whole(balancer_key(key)), Some(&balancer.head));
+            self.is_touched = true;
         }
     }
 
@@ -453,15 +453,15 @@ impl State {
         let part = part(key, "properties.loadBalancingRules", &rule.name);
         self.journal.note(part, balancer.rules.get(&rule.name));
         let reference = SubResource::new(rule.id.clone());
-        if let Some(frontend) = &rule.properties.frontend_ip_configuration {
-            if let Some(frontend) = balancer.frontends.get_mut(frontend.name()) {
-                frontend.properties.load_balancing_rules.push(reference.clone());
-            }
+        if let Some(frontend) = &rule.properties.frontend_ip_configuration
+            && let Some(frontend) = balancer.frontends.get_mut(frontend.name())
+        {
+            frontend.properties.load_balancing_rules.push(reference.clone());
         }
-        if let Some(probe) = &rule.properties.probe {
-            if let Some(probe) = balancer.probes.get_mut(probe.name()) {
-                probe.properties.load_balancing_rules.push(reference);
-            }
+        if let Some(probe) = &rule.properties.probe
+            && let Some(probe) = balancer.probes.get_mut(probe.name())
+        {
+            probe.properties.load_balancing_rules.push(reference);
         }
         balancer.rules.push(rule);
         self.is_touched = true;
@@ -472,15 +472,15 @@ impl State {
         let Some(balancer) = self.balancers.get_mut(key) else { return };
         let Some(rule) = balancer.rules.remove(name) else { return };
         self.journal.note(part(key, "properties.loadBalancingRules", name), Some(&rule));
-        if let Some(frontend) = &rule.properties.frontend_ip_configuration {
-            if let Some(frontend) = balancer.frontends.get_mut(frontend.name()) {
-                remove_reference(&mut frontend.properties.load_balancing_rules, name);
-            }
+        if let Some(frontend) = &rule.properties.frontend_ip_configuration
+            && let Some(frontend) = balancer.frontends.get_mut(frontend.name())
+        {
+            remove_reference(&mut frontend.properties.load_balancing_rules, name);
         }
-        if let Some(probe) = &rule.properties.probe {
-            if let Some(probe) = balancer.probes.get_mut(probe.name()) {
-                remove_reference(&mut probe.properties.load_balancing_rules, name);
-            }
+        if let Some(probe) = &rule.properties.probe
+            && let Some(probe) = balancer.probes.get_mut(probe.name())
+        {
+            remove_reference(&mut probe.properties.load_balancing_rules, name);
         }
         self.is_touched = true;
     }

@@ -103,15 +103,15 @@ pub fn read_balancer(key: &str, mut head: LoadBalancer, config: &ProviderConfig)
     };
     for rule in balancer.rules.iter() {
         let reference = SubResource::new(rule.id.clone());
-        if let Some(user) = &rule.properties.frontend_ip_configuration {
-            if let Some(frontend) = balancer.frontends.get_mut(user.name()) {
-                frontend.properties.load_balancing_rules.push(reference.clone());
-            }
+        if let Some(user) = &rule.properties.frontend_ip_configuration
+            && let Some(frontend) = balancer.frontends.get_mut(user.name())
+        {
+            frontend.properties.load_balancing_rules.push(reference.clone());
         }
-        if let Some(user) = &rule.properties.probe {
-            if let Some(probe) = balancer.probes.get_mut(user.name()) {
-                probe.properties.load_balancing_rules.push(reference);
-            }
+        if let Some(user) = &rule.properties.probe
+            && let Some(probe) = balancer.probes.get_mut(user.name())
+        {
+            probe.properties.load_balancing_rules.push(reference);
         }
     }
     refer_outbound(&mut balancer);
