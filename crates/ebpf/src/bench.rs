@@ -23,6 +23,12 @@ use plan::*;
 
 type Address = [u8; 4];
 
+/// Where the source address stands in a frame that is not wrapped; then the destination and both
+/// ports.
+const TUPLE: usize = 26;
+/// Rows of the reference's flow table: as many as the agent's.
+const FLOWS: u32 = datapath::limits::FLOW_ENTRIES_DEFAULT;
+
 /// The frames to be made.
 #[btf_map(name = "plan")]
 static PLAN: Array<Plan, 1> = Array::new();

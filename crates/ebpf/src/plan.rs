@@ -4,11 +4,6 @@
 pub const FRAME: usize = 64;
 /// The same, wrapped by a mux.
 pub const WRAPPED: usize = FRAME + datapath::gue::OVERHEAD;
-/// Where the source address stands in a frame that is not wrapped; then the destination and both
-/// ports.
-pub const TUPLE: usize = 26;
-/// Rows of the reference's flow table: as many as the agent's.
-pub const FLOWS: u32 = datapath::limits::FLOW_ENTRIES_DEFAULT;
 /// Rows of the reference's ports: one for each block.
 pub const BLOCKS: u32 = 65_536 / datapath::limits::BLOCK_PORTS;
 

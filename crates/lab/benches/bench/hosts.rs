@@ -1,9 +1,13 @@
 //! Hosts in network namespaces of their own, which go when the bench does.
 
+use std::path::Path;
 use std::process;
 
 use anyhow::{Context, Result};
 use lab::{command, namespace};
+
+/// What the namespaces' names start with; the bench's process and the host follow.
+const PREFIX: &str = "deguchi-bench-";
 
 /// Some hosts.
 pub struct Hosts {
@@ -13,9 +17,9 @@ pub struct Hosts {
 impl Hosts {
     /// Makes hosts that forward nothing, take packets from anywhere and know no IPv6.
     pub fn new(hosts: &[&str]) -> Result<Hosts> {
+        remove_orphans()?;
         let own = process::id();
-        let names: Vec<String> =
-            hosts.iter().map(|host| format!("deguchi-bench-{own}-{host}")).collect();
+        let names: Vec<String> = hosts.iter().map(|host| format!("{PREFIX}{own}-{host}")).collect();
         namespace::add(&names)?;
         let hosts = Hosts { names };
         for name in &hosts.names {
@@ -34,7 +38,7 @@ impl Hosts {
 
     /// The namespace of a host.
     pub fn of(&self, host: &str) -> String {
-        format!("deguchi-bench-{}-{host}", process::id())
+        format!("{PREFIX}{}-{host}", process::id())
     }
 
     /// Connects two hosts: each end as (host, interface, its link-layer address if it matters).
@@ -79,6 +83,16 @@ impl Drop for Hosts {
             eprintln!("bench: {error:#}");
         }
     }
+}
+
+/// Removes the hosts of benches that were killed.
+fn remove_orphans() -> Result<()> {
+    let is_alone = |name: &String| {
+        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        process.is_some_and(|process| !Path::new("/proc").join(process).exists())
+    };
+    let orphans: Vec<_> = namespace::list(PREFIX)?.into_iter().filter(is_alone).collect();
+    if orphans.is_empty() { Ok(()) } else { namespace::delete(&orphans) }
 }
 
 fn mac(bytes: [u8; 6]) -> String {

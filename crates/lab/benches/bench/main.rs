@@ -53,6 +53,9 @@ fn run() -> Result<()> {
         "{} ({} CPUs), kernel {}, load {}",
         machine.cpu, machine.cpus, machine.kernel, machine.load
     );
+    for mitigation in &machine.mitigations {
+        println!("{mitigation}");
+    }
     println!(
         "calibration: a dependent random read takes {:.0} ns in 128 MiB, {:.1} ns in 256 KiB",
         machine.far_read, machine.near_read

@@ -123,6 +123,8 @@ pub struct Machine {
     pub cpus: usize,
     /// Load averages at the start.
     pub load: String,
+    /// What the kernel does against its CPU's leaks that makes calls and returns dear.
+    pub mitigations: Vec<String>,
     /// Nanoseconds of a dependent read at a random place of 128 MiB.
     pub far_read: f64,
     /// The same in 256 KiB.
@@ -143,10 +145,24 @@ impl Machine {
             cpu,
             cpus: cpus(),
             load: fs::read_to_string("/proc/loadavg")?.trim().to_owned(),
+            mitigations: mitigations(),
             far_read: random_read(128 << 20)?,
             near_read: random_read(256 << 10)?,
         })
     }
+}
+
+/// Those of the kernel's mitigations that every indirect call or every return pays for.
+fn mitigations() -> Vec<String> {
+    ["spectre_v2", "retbleed", "spec_rstack_overflow"]
+        .into_iter()
+        .filter_map(|name| {
+            let path = format!("/sys/devices/system/cpu/vulnerabilities/{name}");
+            let state = fs::read_to_string(path).ok()?;
+            let state = state.trim();
+            (state != "Not affected").then(|| format!("{name}: {state}"))
+        })
+        .collect()
 }
 
 /// Nanoseconds of one read that depends on the one before, in `bytes` of memory.
