@@ -189,50 +189,59 @@ fn fold(sum: u32) -> u16 {
     !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// The next frame of the plan, made in the plan's memory.
+/// What differs from frame to frame.
+struct Numbers {
+    source: u32,
+    target: u32,
+    source_port: u16,
+    target_port: u16,
+    ip_checksum: u16,
+    l4_checksum: u16,
+    is_tcp: bool,
+}
+
+/// The plan, and the numbers of its next frame.
 #[inline(always)]
-fn next_frame() -> Option<&'static mut Plan> {
+fn next_frame() -> Option<(&'static Plan, Numbers)> {
     // SAFETY: one program at a time makes frames.
     let plan = unsafe { &mut *PLAN.get_ptr_mut(0)? };
     let flow = plan.flow(plan.next);
     plan.next = plan.next.wrapping_add(1);
     let source = plan.fields[0].of(flow);
     let target = plan.fields[1].of(flow);
-    let source_port = plan.fields[2].of(flow) & 0xffff;
-    let target_port = plan.fields[3].of(flow) & 0xffff;
+    let source_port = plan.fields[2].of(flow) as u16;
+    let target_port = plan.fields[3].of(flow) as u16;
     let addresses = (source >> 16) + (source & 0xffff) + (target >> 16) + (target & 0xffff);
-    let ip = fold(plan.ip_sum + addresses);
-    let l4 = fold(plan.l4_sum + addresses + source_port + target_port);
-    let inner = if plan.length as usize == WRAPPED { gue::OVERHEAD } else { 0 };
-    let frame = &raw mut plan.frame as usize;
-    // SAFETY: all offsets lie inside the 96 bytes, even those of a wrapped frame.
-    unsafe {
-        if inner == 0 {
-            put(frame, ip, source, target, source_port, target_port);
-        } else {
-            put(frame + gue::OVERHEAD, ip, source, target, source_port, target_port);
-        }
-        let at = plan.l4_checksum as usize & 127;
-        if at <= 94 {
-            *((frame + at) as *mut u16) = l4.to_be();
-        }
-    }
-    Some(plan)
+    let numbers = Numbers {
+        source,
+        target,
+        source_port,
+        target_port,
+        ip_checksum: fold(plan.ip_sum + addresses),
+        l4_checksum: fold(plan.l4_sum + addresses + source_port as u32 + target_port as u32),
+        is_tcp: plan.is_tcp != 0,
+    };
+    Some((plan, numbers))
 }
 
+/// Writes the numbers into a frame, in the pieces in which they will be read.
+///
 /// # Safety
-/// 38 bytes must lie behind `frame`.
+/// [`FRAME`] bytes must lie behind `frame`.
 #[inline(always)]
-unsafe fn put(frame: usize, ip: u16, source: u32, target: u32, source_port: u32, target_port: u32) {
-    // SAFETY: the caller's word.
+unsafe fn put(frame: usize, numbers: &Numbers) {
+    // SAFETY: the caller's word; the kernel lets programs write words anywhere in a packet.
     unsafe {
-        *((frame + 24) as *mut u16) = ip.to_be();
-        *((frame + TUPLE) as *mut u16) = ((source >> 16) as u16).to_be();
-        *((frame + 28) as *mut u16) = (source as u16).to_be();
-        *((frame + 30) as *mut u16) = ((target >> 16) as u16).to_be();
-        *((frame + 32) as *mut u16) = (target as u16).to_be();
-        *((frame + 34) as *mut u16) = (source_port as u16).to_be();
-        *((frame + 36) as *mut u16) = (target_port as u16).to_be();
+        *((frame + 24) as *mut u16) = numbers.ip_checksum.to_be();
+        *((frame + TUPLE) as *mut u32) = numbers.source.to_be();
+        *((frame + 30) as *mut u32) = numbers.target.to_be();
+        let ports = (numbers.source_port as u32) << 16 | numbers.target_port as u32;
+        *((frame + 34) as *mut u32) = ports.to_be();
+        if numbers.is_tcp {
+            *((frame + 50) as *mut u16) = numbers.l4_checksum.to_be();
+        } else {
+            *((frame + 40) as *mut u16) = numbers.l4_checksum.to_be();
+        }
     }
 }
 
@@ -241,21 +250,27 @@ unsafe fn put(frame: usize, ip: u16, source: u32, target: u32, source_port: u32,
 #[classifier]
 pub fn tc_drive(ctx: TcContext) -> i32 {
     let skb: *mut __sk_buff = ctx.skb.skb;
-    let Some(plan) = next_frame() else { return TC_ACT_SHOT };
+    let Some((plan, numbers)) = next_frame() else { return TC_ACT_SHOT };
     let missing = plan.length.wrapping_sub(ctx.len()) as i32;
-    // SAFETY: the context is the kernel's, and the plan's frame is longer than what is copied.
+    let frame = (&raw const plan.frame).cast();
+    // SAFETY: the context is the kernel's, the plan's frame is longer than what is copied, and the
+    // numbers go where the packet's bounds have just been checked.
     unsafe {
         if missing != 0 && bpf_skb_adjust_room(skb, missing, BPF_ADJ_ROOM_MAC, 0) != 0 {
             return TC_ACT_SHOT;
         }
-        let frame = (&raw const plan.frame).cast();
-        let stored = if plan.length as usize == FRAME {
-            bpf_skb_store_bytes(skb, 0, frame, FRAME as u32, 0)
+        if plan.length as usize == FRAME {
+            let stored = bpf_skb_store_bytes(skb, 0, frame, FRAME as u32, 0);
+            if stored != 0 || ctx.data() + FRAME > ctx.data_end() {
+                return TC_ACT_SHOT;
+            }
+            put(ctx.data(), &numbers);
         } else {
-            bpf_skb_store_bytes(skb, 0, frame, WRAPPED as u32, 0)
-        };
-        if stored != 0 {
-            return TC_ACT_SHOT;
+            let stored = bpf_skb_store_bytes(skb, 0, frame, WRAPPED as u32, 0);
+            if stored != 0 || ctx.data() + WRAPPED > ctx.data_end() {
+                return TC_ACT_SHOT;
+            }
+            put(ctx.data() + gue::OVERHEAD, &numbers);
         }
         TC_TARGET.tail_call(&ctx, 0);
     }
@@ -282,17 +297,23 @@ pub fn xdp_send(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn fill(ctx: &XdpContext) -> bool {
     let context: *mut xdp_md = ctx.ctx;
-    let Some(plan) = next_frame() else { return false };
+    let Some((plan, numbers)) = next_frame() else { return false };
     // VERIFIER: pointers can be compared; their difference is no number to the kernel here.
     let wrapped = ctx.data() + FRAME < ctx.data_end();
-    // SAFETY: the context is the kernel's, and the plan's frame is longer than what is copied.
+    // SAFETY: the context is the kernel's, the plan's frame is longer than what is copied, and the
+    // numbers go where the packet's bounds have just been checked.
     unsafe {
         if wrapped && bpf_xdp_adjust_head(context, gue::OVERHEAD as i32) != 0 {
             return false;
         }
-        let frame = (&raw mut plan.frame).cast();
-        bpf_xdp_store_bytes(context, 0, frame, FRAME as u32) == 0
+        let frame = (&raw const plan.frame).cast_mut().cast();
+        let stored = bpf_xdp_store_bytes(context, 0, frame, FRAME as u32);
+        if stored != 0 || ctx.data() + FRAME > ctx.data_end() {
+            return false;
+        }
+        put(ctx.data(), &numbers);
     }
+    true
 }
 
 /// The end of the way: counts what arrives and drops it.

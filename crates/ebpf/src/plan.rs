@@ -31,7 +31,7 @@ impl Field {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Plan {
-    /// The frame; its tuple and checksums are written for each flow.
+    /// The frame; tuple and checksums are written over it for each flow.
     pub frame: [u8; 96],
     /// [`FRAME`] or [`WRAPPED`].
     pub length: u32,
@@ -43,8 +43,8 @@ pub struct Plan {
     pub step: u32,
     /// Number of the first flow.
     pub first: u32,
-    /// Offset of the transport checksum.
-    pub l4_checksum: u32,
+    /// 1 for TCP, 0 for UDP.
+    pub is_tcp: u32,
     /// Sum of the IP header's other words.
     pub ip_sum: u32,
     /// Sum of the transport's and pseudo-header's other words.

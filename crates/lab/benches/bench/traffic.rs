@@ -127,7 +127,7 @@ impl Traffic {
             mask: flows - 1,
             step,
             first,
-            l4_checksum: l4_checksum as u32,
+            is_tcp: self.tcp.is_some().into(),
             ip_sum: word(ip + 10),
             l4_sum: word(l4_checksum),
             fields: self.fields,
