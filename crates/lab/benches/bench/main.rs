@@ -22,8 +22,11 @@ use anyhow::{Result, bail};
 
 use crate::measure::Machine;
 
-/// The benches and what runs them.
-const BENCHES: [(&str, fn(&Machine) -> Result<()>); 3] =
+/// What measures, prints and writes.
+type Bench = fn(&Machine) -> Result<()>;
+
+/// The benches by name.
+const BENCHES: [(&str, Bench); 3] =
     [("micro", micro::run), ("router", router::run), ("bulk", bulk::run)];
 
 fn main() -> ExitCode {
