@@ -133,14 +133,18 @@ impl Sweep {
         let is_outbound = half.kind == FlowKind::Outbound as u8;
         let outside = outside(key, &half, is_outbound);
         let is_lost = is_outbound && !holding.contains(&outside);
-        if (is_lost || is_over(&self.flows, key, &half, now)?)
-            && self.remove(key, bytes, &half, is_lost)?
-        {
-            if is_outbound {
-                self.release(settings, key, &half);
+        if is_lost || is_over(&self.flows, key, &half, now)? {
+            if self.remove(key, bytes, &half, is_lost)? {
+                if is_outbound {
+                    self.release(settings, key, &half);
+                }
+                self.usage.removed += 1;
+                return Ok(());
             }
-            self.usage.removed += 1;
-            return Ok(());
+            // It may have gone a moment ago, with its other half of the same batch.
+            if self.flows.get(&Raw(*key))?.is_none() {
+                return Ok(());
+            }
         }
         if key.side != Side::Egress as u8 {
             return Ok(());
