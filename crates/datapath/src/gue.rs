@@ -3,8 +3,8 @@
 
 use crate::{checksum, packet::ETHERNET, protocol, tables::MuxSettings};
 
-/// Bytes that wrapping adds: IPv4 header 20 + UDP header 8.
-pub const OVERHEAD: usize = 28;
+/// Bytes that wrapping adds.
+pub const OVERHEAD: usize = crate::limits::GUE_OVERHEAD as usize;
 /// Bytes of all headers in front of the inner packet.
 pub const OUTER: usize = ETHERNET + OVERHEAD;
 /// First of the 16,384 source ports that spread flows over queues and paths.
