@@ -3,7 +3,10 @@
 use crate::{
     Family,
     positions::{self, Positions},
-    tables::{AgentSettings, Block, Endpoint, Flow, FlowKey, Policy, RuleKey, Service, Source},
+    tables::{
+        AgentSettings, Allowance, Block, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Policy,
+        Quota, RuleKey, Service, Source,
+    },
 };
 
 /// Why a row was not inserted.
@@ -32,6 +35,14 @@ pub trait AgentTables<F: Family>: positions::Bits {
     ) -> Result<(), NotInserted>;
     /// Removes a half, if it is there.
     fn remove_flow(&self, key: &FlowKey<F::Address>);
+    /// What the first fragment of a datagram has shown.
+    fn fragment(&self, key: &FragmentKey<F::Address>) -> Option<&Fragment<F::Address>>;
+    /// Keeps what a first fragment shows, as well as it goes.
+    fn keep_fragment(&self, key: &FragmentKey<F::Address>, fragment: Fragment<F::Address>);
+    /// Whose allowances a source's flows use; nothing for one without quotas.
+    fn quota(&self, source: &F::Address) -> Option<&Quota>;
+    /// An allowance.
+    fn allowance(&self, row: u32) -> Option<&Allowance>;
     /// How a local source leaves; nothing for one that is not local.
     fn source(&self, address: &F::Address) -> Option<&Source>;
     /// Whether a destination is never translated.
@@ -56,10 +67,10 @@ pub trait AgentTables<F: Family>: positions::Bits {
     fn positions_rows(&self) -> u32;
     /// Counts something that happens on the way to a verdict.
     fn count(&self, event: crate::Event);
-    /// Takes steps until one says that it was the last, `most` at the most; the state afterwards.
+    /// Takes steps until one says that it was the last, `most` at the most; what came of them.
     // VERIFIER: unrolled in its head, a loop around the port search has more paths than the
     // kernel is willing to walk; a loop helper has it look at one step only.
-    fn repeat<S: Step<Self>>(&self, most: u32, state: S) -> S
+    fn repeat<S: Step<Self>>(&self, most: u32, state: S) -> S::Result
     where
         Self: Sized;
 }
@@ -68,8 +79,13 @@ pub trait AgentTables<F: Family>: positions::Bits {
 // VERIFIER: plain numbers, no references: it is kept in a map's memory, which spares the stack and
 // has the kernel forget what the numbers were.
 pub trait Step<T>: Copy {
+    /// What comes of the steps.
+    type Result;
     /// Takes a step; false ends the loop.
     fn step(&mut self, tables: &T) -> bool;
+    /// What came of them.
+    // VERIFIER: the state itself does not fit on the stack beside everything else.
+    fn result(&self) -> Self::Result;
 }
 
 /// The number of the row of the destination with this fingerprint; 0, which is nobody's, where it

@@ -49,6 +49,8 @@ counters! {
         NotVip = "not_vip",
         /// The tables have not been filled yet.
         NotConfigured = "not_configured",
+        /// An RST of the agent's own, for a flow that is over.
+        Answer = "answer",
     }
 }
 
@@ -57,7 +59,7 @@ counters! {
     Drop from 32 {
         /// A header is cut short or contradicts itself.
         Malformed = "malformed",
-        /// A fragment that would have to be translated.
+        /// A later fragment of a datagram whose first one has not been seen.
         Fragment = "fragment",
         /// A protocol without ports.
         Protocol = "protocol",
@@ -103,6 +105,10 @@ counters! {
         StaleMux = "stale_mux",
         /// The packet could not be changed as decided: the kernel refused.
         WriteFailed = "write_failed",
+        /// The pod or its namespace has as many flows as it may.
+        QuotaExceeded = "quota_exceeded",
+        /// Another source of this node uses a protocol without ports towards this destination.
+        ProtocolInUse = "protocol_in_use",
     }
 }
 
@@ -133,6 +139,8 @@ counters! {
         WrappedError = "wrapped_error",
         /// On a mux: the sender of a packet that was too large was told.
         ToldTooBig = "told_too_big",
+        /// A FIN or RST whose number neither end would accept went on without ending its flow.
+        EndDoubted = "end_doubted",
     }
 }
 

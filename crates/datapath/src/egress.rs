@@ -5,14 +5,14 @@ use core::cell::Cell;
 use crate::{
     Drop, Event, Pass, V4,
     agent::{AgentTables, NotInserted, Step, watch, watched},
-    flow, hash, icmp,
-    limits::{BLOCK_PORTS, SEGMENTS_MAX},
+    flow, fragment, hash, icmp,
+    limits::{BLOCK_PORTS, OWN_MARK, SEGMENTS_MAX},
     packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport, tcp_flag},
     positions::{self, Found, Run},
     protocol,
     tables::{
         AgentSettings, Flow, FlowKey, FlowKind, Policy, Segment, Side, Ticks, Translation,
-        agent_flag, block_flag,
+        agent_flag, block_flag, mark, policy_flag,
     },
     verdict::{self, Change, End, Places, Rewrite, Verdict},
 };
@@ -25,14 +25,15 @@ pub const STEPS: u32 = 64;
 pub const MISSES_MAX: u32 = 16;
 
 /// Decides about one frame that leaves by the uplink; `now` is the monotonic clock in
-/// nanoseconds.
+/// nanoseconds, `mark` is the packet's (`SO_MARK`).
 #[inline(always)]
 pub fn egress<P: Packet + ?Sized, T: AgentTables<V4>>(
     packet: &P,
     tables: &T,
     now: u64,
+    mark: u32,
 ) -> Verdict<V4> {
-    match decide(packet, tables, now) {
+    match decide(packet, tables, now, mark) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Drop(reason),
     }
@@ -43,6 +44,7 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     packet: &P,
     tables: &T,
     now: u64,
+    mark: u32,
 ) -> Result<Verdict<V4>, Drop> {
     match packet::ethernet_type(packet) {
         Some(ETHERNET_IPV4) => {}
@@ -53,41 +55,129 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         return Ok(Verdict::Pass(Pass::NotConfigured));
     };
     let headers = packet::ipv4(packet, ETHERNET)?;
-    let has_ports = match headers.transport {
-        Transport::Tcp | Transport::Udp => !headers.fragment,
-        Transport::Echo { .. } => !headers.fragment,
-        _ => false,
-    };
-    let ticks = Ticks::from_nanoseconds(now);
-    if has_ports {
-        let key = key(&headers);
-        if let Some(half) = tables.flow(&key)
-            && is_live(tables, &key, half, &headers, ticks)
-        {
-            flow::see(half, &headers, ticks);
-            return Ok(rewrite(packet, &headers, half, settings));
-        }
-    }
     if headers.transport == Transport::IcmpError
         && !headers.fragment
-        && let Some(verdict) = error(packet, tables, &headers)
+        && let Some(verdict) = error(packet, tables, settings, &headers)
     {
         return Ok(verdict);
+    }
+    let way = way(tables, settings, &headers, now, mark);
+    match way.kind {
+        Kind::As => {
+            if headers.fragment && headers.transport != Transport::Fragment {
+                let now = Ticks::from_nanoseconds(now);
+                fragment::keep(tables, &headers, Side::Egress, way.address, now);
+            }
+            Ok(change(packet, &headers, way.address, way.port, settings))
+        }
+        Kind::Unchanged => Ok(Verdict::Pass(way.pass)),
+        Kind::Refused => {
+            let flow = key(&headers);
+            Ok(Verdict::Refuse { reason: way.reason, flow, policy: way.policy })
+        }
+        Kind::Dropped => Err(way.reason),
+    }
+}
+
+/// How a packet leaves.
+// VERIFIER: what comes of it is put together in one place, since put together in each it takes
+// more stack than there is; and it has no variants with content, since what a variant leaves unset
+// must not be read, even for nothing.
+#[derive(Clone, Copy)]
+struct Way {
+    kind: Kind,
+    address: Address,
+    port: [u8; 2],
+    pass: Pass,
+    reason: Drop,
+    policy: u8,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Under `address` and `port`.
+    As,
+    /// As it is, because of `pass`.
+    Unchanged,
+    /// Not at all, because of `reason`, and its sender is told; it would have left under `policy`.
+    Refused,
+    /// Not at all, because of `reason`.
+    Dropped,
+}
+
+impl Way {
+    const NONE: Way = Way {
+        kind: Kind::Dropped,
+        address: [0; 4],
+        port: [0; 2],
+        pass: Pass::NotIp,
+        reason: Drop::Malformed,
+        policy: 0,
+    };
+
+    #[inline(always)]
+    const fn leave_as(address: Address, port: [u8; 2]) -> Way {
+        Way { kind: Kind::As, address, port, ..Way::NONE }
+    }
+
+    #[inline(always)]
+    const fn unchanged(pass: Pass) -> Way {
+        Way { kind: Kind::Unchanged, pass, ..Way::NONE }
+    }
+
+    #[inline(always)]
+    const fn refused(reason: Drop, policy: u8) -> Way {
+        Way { kind: Kind::Refused, reason, policy, ..Way::NONE }
+    }
+
+    #[inline(always)]
+    const fn dropped(reason: Drop) -> Way {
+        Way { kind: Kind::Dropped, reason, ..Way::NONE }
+    }
+}
+
+#[inline(always)]
+fn way<T: AgentTables<V4>>(
+    tables: &T,
+    settings: &AgentSettings<Address>,
+    headers: &Headers<V4>,
+    now: u64,
+    mark: u32,
+) -> Way {
+    let ticks = Ticks::from_nanoseconds(now);
+    match headers.transport {
+        Transport::Tcp | Transport::Udp | Transport::Echo { .. } | Transport::Other => {
+            let key = key(headers);
+            if let Some(half) = tables.flow(&key)
+                && meets(tables, settings, &key, half, headers, ticks)
+            {
+                return Way::leave_as(half.address, half.port);
+            }
+        }
+        Transport::Fragment => {
+            if let Some(address) = fragment::address(tables, headers, Side::Egress, ticks) {
+                return Way::leave_as(address, [0; 2]);
+            }
+        }
+        Transport::IcmpError | Transport::IcmpOther => {}
     }
     let Some(source) = tables.source(&headers.source) else {
         // What bears a VIP or a mux as source and belongs to no flow is forged.
         if tables.is_vip(&headers.source) || tables.is_mux(&headers.source) {
-            return Err(Drop::SpoofedSource);
+            if mark == OWN_MARK {
+                return Way::unchanged(Pass::Answer);
+            }
+            return Way::dropped(Drop::SpoofedSource);
         }
-        return Ok(Verdict::Pass(Pass::NotOurs));
+        return Way::unchanged(Pass::NotOurs);
     };
     if headers.transport == Transport::Udp
         && u16::from_be_bytes(headers.target_port) == settings.gue_port
     {
-        return Err(Drop::GuePort);
+        return Way::dropped(Drop::GuePort);
     }
     if tables.is_private(&headers.target) {
-        return Ok(Verdict::Pass(Pass::PrivateDestination));
+        return Way::unchanged(Pass::PrivateDestination);
     }
     let index = match headers.protocol {
         protocol::TCP => source.tcp,
@@ -95,54 +185,66 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         protocol::ICMP => source.icmp,
         _ => source.other,
     };
-    let Some(policy) = tables.policy(index) else { return Err(Drop::NoOutbound) };
+    let Some(policy) = tables.policy(index) else { return Way::dropped(Drop::NoOutbound) };
     if policy.translation == Translation::Untranslated as u8 {
-        return Ok(Verdict::Pass(Pass::Untranslated));
+        return Way::unchanged(Pass::Untranslated);
     }
     if policy.translation != Translation::Ports as u8 {
         let no_ports = headers.transport == Transport::Other;
-        return Err(if no_ports { Drop::Protocol } else { Drop::NoOutbound });
-    }
-    if headers.fragment {
-        return Err(Drop::Fragment);
+        return Way::dropped(if no_ports { Drop::Protocol } else { Drop::NoOutbound });
     }
     match headers.transport {
         Transport::Tcp if !headers.opens() => {
             // Connections to the node's own addresses are nobody's flows and are left alone.
             if headers.source == settings.node {
-                return Ok(Verdict::Pass(Pass::NodeOwn));
+                return Way::unchanged(Pass::NodeOwn);
             }
             if now < settings.adopt_until && headers.flags & tcp_flag::SYN == 0 {
-                return Ok(Verdict::Pass(Pass::Adopted));
+                return Way::unchanged(Pass::Adopted);
             }
-            return Err(Drop::NoFlow);
+            if is_answered(headers) {
+                return Way::refused(Drop::NoFlow, index);
+            }
+            return Way::dropped(Drop::NoFlow);
         }
         Transport::Tcp | Transport::Udp => {}
         Transport::Echo { request: true } => {
             if settings.flags & agent_flag::DROP_ICMP_ECHO != 0 {
-                return Err(Drop::IcmpEcho);
+                return Way::dropped(Drop::IcmpEcho);
             }
         }
         // An answer to a request that nobody saw come in.
-        Transport::Echo { request: false } => return Err(Drop::NoFlow),
-        Transport::IcmpError => return Err(Drop::IcmpNoFlow),
-        Transport::IcmpOther => return Err(Drop::IcmpType),
-        Transport::Fragment => return Err(Drop::Fragment),
-        Transport::Other => return Err(Drop::Protocol),
+        Transport::Echo { request: false } => return Way::dropped(Drop::NoFlow),
+        Transport::IcmpError if headers.fragment => return Way::dropped(Drop::Fragment),
+        Transport::IcmpError => return Way::dropped(Drop::IcmpNoFlow),
+        Transport::IcmpOther => return Way::dropped(Drop::IcmpType),
+        Transport::Fragment => return Way::dropped(Drop::Fragment),
+        Transport::Other if policy.flags & policy_flag::WHOLE_ADDRESS != 0 => {}
+        Transport::Other => return Way::dropped(Drop::Protocol),
     }
-    open(packet, tables, settings, &headers, index, policy, now)
+    open(tables, settings, headers, index, policy, now)
+}
+
+/// Whether the sender of a late TCP packet, of no flow, is told by RST (RFC 9293, 3.5.2): not if
+/// it tries to connect or sent an RST itself.
+#[inline(always)]
+pub(crate) fn is_answered(headers: &Headers<V4>) -> bool {
+    headers.flags & (tcp_flag::SYN | tcp_flag::RST) == 0
 }
 
 /// An ICMP error of the node or a pod about a packet that came in; nothing where that packet is of
-/// no flow.
+/// no flow, or went to another pod.
 #[inline(always)]
 fn error<P: Packet + ?Sized, T: AgentTables<V4>>(
     packet: &P,
     tables: &T,
+    settings: &AgentSettings<Address>,
     headers: &Headers<V4>,
 ) -> Option<Verdict<V4>> {
     let inner = icmp::inner(packet, headers)?;
-    if inner.source != headers.target {
+    if inner.source != headers.target
+        || (headers.source != inner.target && headers.source != settings.node)
+    {
         return None;
     }
     let half = tables.flow(&inner.key(Side::Egress))?;
@@ -166,23 +268,26 @@ fn key(headers: &Headers<V4>) -> FlowKey<Address> {
     }
 }
 
-/// Whether the flow that stands at the packet's key is the packet's.
+/// Whether the flow that stands at the packet's key is the packet's; if so, the half has seen it.
 ///
-/// An entry that looks idle or that is closing is judged together with its peer; what is over is
-/// removed, both halves. A SYN on a closing connection opens it again under the same port.
+/// An entry that looks idle is judged together with its peer; what is over is removed, both
+/// halves. So is one that the packet ends or opens again: a SYN on a closing connection starts it
+/// anew under the same port, and an end must be believed.
 #[inline(always)]
-pub(crate) fn is_live<T: AgentTables<V4>>(
+pub(crate) fn meets<T: AgentTables<V4>>(
     tables: &T,
+    settings: &AgentSettings<Address>,
     key: &FlowKey<Address>,
     half: &Flow<Address>,
     headers: &Headers<V4>,
     now: Ticks,
 ) -> bool {
-    let opens = headers.transport == Transport::Tcp && headers.opens();
-    if !opens && !flow::looks_idle(half, now) {
+    const ASKED: u8 = tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST;
+    if headers.flags & ASKED == 0 && !flow::looks_idle(half, settings, now) {
+        flow::see(half, headers, now, true);
         return true;
     }
-    judge(tables, key, half, opens, now)
+    judge(tables, key, half, headers, now)
 }
 
 /// Judges a flow by both its halves.
@@ -192,12 +297,13 @@ fn judge<T: AgentTables<V4>>(
     tables: &T,
     key: &FlowKey<Address>,
     half: &Flow<Address>,
-    opens: bool,
+    headers: &Headers<V4>,
     now: Ticks,
 ) -> bool {
+    let Some(settings) = tables.settings() else { return false };
     let peer_key = key.peer(half.address, half.port);
     let peer = tables.flow(&peer_key);
-    if flow::expired(half, peer, key.protocol, now) {
+    if flow::expired(half, peer, key.protocol, settings, now) {
         let (kind, position) = (half.kind, half.position);
         tables.remove_flow(&peer_key);
         tables.remove_flow(key);
@@ -207,15 +313,26 @@ fn judge<T: AgentTables<V4>>(
         }
         return false;
     }
-    // Only the side that opened it may open it again.
-    let opener = if half.kind == FlowKind::Outbound as u8 { Side::Egress } else { Side::Ingress };
-    if opens && key.side == opener as u8 && flow::closing(half, peer) {
-        half.marks.set(0);
-        if let Some(peer) = peer {
-            peer.marks.set(0);
+    let mut believed = true;
+    if let Some(peer) = peer {
+        // Only the side that opened it may open it again.
+        let outbound = half.kind == FlowKind::Outbound as u8;
+        let opener = if outbound { Side::Egress } else { Side::Ingress };
+        if headers.opens() && key.side == opener as u8 && flow::closing(half, peer) {
+            half.marks.set(half.marks.get() & mark::KEPT);
+            peer.marks.set(peer.marks.get() & mark::KEPT);
+            tables.count(Event::Reopened);
         }
-        tables.count(Event::Reopened);
+        if headers.flags & (tcp_flag::FIN | tcp_flag::RST) != 0 {
+            believed = flow::believes(half, peer, headers);
+            if believed {
+                peer.marks.set(peer.marks.get() | mark::ENDED);
+            } else {
+                tables.count(Event::EndDoubted);
+            }
+        }
     }
+    flow::see(half, headers, now, believed);
     true
 }
 
@@ -251,17 +368,7 @@ pub fn fingerprint(
     hash::secret(settings.seed, [word, 0]) | 1
 }
 
-/// The change to a packet whose half of the flow is `half`.
-#[inline(always)]
-fn rewrite<P: Packet + ?Sized>(
-    packet: &P,
-    headers: &Headers<V4>,
-    half: &Flow<Address>,
-    settings: &AgentSettings<Address>,
-) -> Verdict<V4> {
-    change(packet, headers, half.address, half.port, settings)
-}
-
+/// The change to a packet that leaves under another address.
 #[inline(always)]
 fn change<P: Packet + ?Sized>(
     packet: &P,
@@ -301,29 +408,38 @@ fn lower_segment<P: Packet + ?Sized>(
 
 /// Opens a flow: finds a port that is free for the destination and records both directions.
 #[inline(always)]
-fn open<P: Packet + ?Sized, T: AgentTables<V4>>(
-    packet: &P,
+fn open<T: AgentTables<V4>>(
     tables: &T,
     settings: &AgentSettings<Address>,
     headers: &Headers<V4>,
     index: u8,
     policy: &Policy,
     now: u64,
-) -> Result<Verdict<V4>, Drop> {
+) -> Way {
     let key = key(headers);
+    if settings.flags & agent_flag::QUOTAS != 0 && is_used_up(tables, &key.source) {
+        return Way::refused(Drop::QuotaExceeded, index);
+    }
     let fingerprint = fingerprint(settings, key.target, key.target_port, key.protocol);
     let [a, b, c, d] = key.source;
+    let mut kept = 0;
+    if policy.flags & policy_flag::TCP_RESET != 0 {
+        kept |= mark::TCP_RESET;
+    }
+    if policy.flags & policy_flag::GATEWAY_TIMERS != 0 {
+        kept |= mark::GATEWAY_TIMERS;
+    }
     let wanted = Wanted {
         key,
         reverse: FlowKey::default(),
         other: FlowKey::default(),
         idle: match headers.protocol {
             protocol::TCP => policy.idle_tcp,
-            protocol::UDP => policy.idle_udp,
-            _ => policy.idle_icmp,
+            protocol::ICMP => policy.idle_icmp,
+            _ => policy.idle_udp,
         },
         policy: index,
-        marks: if headers.transport == Transport::Tcp { flow::marks_of(headers.flags) } else { 0 },
+        kept,
         now: Ticks::from_nanoseconds(now),
         generation: hash::secret(settings.seed, [now, fingerprint]) as u32,
         random: hash::secret(
@@ -337,28 +453,30 @@ fn open<P: Packet + ?Sized, T: AgentTables<V4>>(
         place: Place { address: [0; 4], port: [0; 2], position: 0 },
     };
     if policy.segments == 0 || policy.blocks[0].count == 0 {
-        return Err(Drop::NoLease);
+        return Way::dropped(Drop::NoLease);
     }
     let row = watched(tables, fingerprint);
-    let search = tables.repeat(
-        STEPS,
-        Search { row, fingerprint, segment: 0, tries: 0, wanted, end: Outcome::Looking },
-    );
-    let wanted = search.wanted;
-    let found = match search.end {
-        Outcome::Found => wanted.place,
-        Outcome::TableFull => return Err(Drop::FlowTableFull),
-        Outcome::Looking | Outcome::Full => {
-            return Ok(Verdict::Refuse { reason: Drop::PortsExhausted, flow: key, policy: index });
+    let search = Search { row, fingerprint, segment: 0, tries: 0, wanted, end: Outcome::Looking };
+    let (end, found) = tables.repeat(STEPS, search);
+    match end {
+        Outcome::Found => {}
+        Outcome::TableFull => return Way::dropped(Drop::FlowTableFull),
+        Outcome::Looking | Outcome::Full if headers.transport == Transport::Other => {
+            return Way::dropped(Drop::ProtocolInUse);
         }
-    };
+        Outcome::Looking | Outcome::Full => {
+            return Way::refused(Drop::PortsExhausted, index);
+        }
+    }
     let forward = wanted.half(found.address, found.port, found.position);
-    forward.marks.set(wanted.marks);
-    forward.sequence.set(headers.sequence.wrapping_add(headers.sequence_length()));
+    flow::see(&forward, headers, wanted.now, true);
     match tables.insert_flow(&key, forward) {
         Ok(()) => {
             tables.count(Event::FlowOut);
-            Ok(change(packet, headers, found.address, found.port, settings))
+            if settings.flags & agent_flag::QUOTAS != 0 {
+                use_up(tables, &key.source);
+            }
+            Way::leave_as(found.address, found.port)
         }
         Err(problem) => {
             // The reverse entry must not stand alone.
@@ -366,10 +484,33 @@ fn open<P: Packet + ?Sized, T: AgentTables<V4>>(
             release(tables, key.target, key.target_port, key.protocol, found.position);
             match (problem, tables.flow(&key)) {
                 // Another CPU opened the same flow in the same moment: its port it is.
-                (NotInserted::Exists, Some(other)) => Ok(rewrite(packet, headers, other, settings)),
-                (NotInserted::Exists, None) => Err(Drop::NoFlow),
-                (NotInserted::Full, _) => Err(Drop::FlowTableFull),
+                (NotInserted::Exists, Some(other)) => Way::leave_as(other.address, other.port),
+                (NotInserted::Exists, None) => Way::dropped(Drop::NoFlow),
+                (NotInserted::Full, _) => Way::dropped(Drop::FlowTableFull),
             }
+        }
+    }
+}
+
+/// Whether the source or its namespace has as many flows as it may.
+#[inline(always)]
+fn is_used_up<T: AgentTables<V4>>(tables: &T, source: &Address) -> bool {
+    let Some(quota) = tables.quota(source) else { return false };
+    [quota.pod, quota.namespace].into_iter().any(|row| {
+        row != 0
+            && tables.allowance(row).is_some_and(|allowance| allowance.used() >= allowance.limit)
+    })
+}
+
+/// Counts a flow that the source has opened.
+#[inline(always)]
+fn use_up<T: AgentTables<V4>>(tables: &T, source: &Address) {
+    let Some(quota) = tables.quota(source) else { return };
+    for row in [quota.pod, quota.namespace] {
+        if row != 0
+            && let Some(allowance) = tables.allowance(row)
+        {
+            tables.add_one(&allowance.opened);
         }
     }
 }
@@ -385,7 +526,8 @@ struct Wanted {
     other: FlowKey<Address>,
     idle: u32,
     policy: u8,
-    marks: u32,
+    /// [`mark::KEPT`] marks of the flow.
+    kept: u32,
     now: Ticks,
     generation: u32,
     random: u64,
@@ -397,7 +539,7 @@ struct Wanted {
 
 /// A port of the holding.
 #[derive(Clone, Copy)]
-struct Place {
+pub struct Place {
     address: Address,
     port: [u8; 2],
     position: u32,
@@ -413,12 +555,17 @@ impl Wanted {
             policy: self.policy,
             generation: self.generation,
             last_seen: Cell::new(self.now.0),
-            marks: Cell::new(0),
+            marks: Cell::new(self.kept),
             idle: self.idle,
             position,
             sequence: Cell::new(0),
             acknowledgement: Cell::new(0),
         }
+    }
+
+    #[inline(always)]
+    fn has_ports(&self) -> bool {
+        matches!(self.key.protocol, protocol::TCP | protocol::UDP | protocol::ICMP)
     }
 
     #[inline(always)]
@@ -434,7 +581,8 @@ impl Wanted {
             return Outcome::Looking;
         }
         let Some(address) = tables.frontend(block.frontend) else { return Outcome::Looking };
-        let port = (block.start + (position % BLOCK_PORTS) as u16).to_be_bytes();
+        let port = block.start + (position % BLOCK_PORTS) as u16;
+        let port = if self.has_ports() { port.to_be_bytes() } else { [0; 2] };
         self.reverse = self.key.peer(address, port);
         match tables.insert_flow(&self.reverse, self.reverse_half(position)) {
             Ok(()) => {
@@ -447,9 +595,11 @@ impl Wanted {
         tables.count(Event::PortCollision);
         self.collided = true;
         // What stands there may be over; then its port is free.
+        let Some(settings) = tables.settings() else { return Outcome::Full };
         let Some(half) = tables.flow(&self.reverse) else { return Outcome::Looking };
         self.other = self.reverse.peer(half.address, half.port);
-        if flow::expired(half, tables.flow(&self.other), self.key.protocol, self.now) {
+        let other = tables.flow(&self.other);
+        if flow::expired(half, other, self.key.protocol, settings, self.now) {
             // The next step finds its port free.
             tables.remove_flow(&self.other);
             tables.remove_flow(&self.reverse);
@@ -476,7 +626,7 @@ struct Search {
 /// Where a search stands.
 // VERIFIER: without payloads; what a variant leaves unset must not be read, even for nothing.
 #[derive(Clone, Copy)]
-enum Outcome {
+pub enum Outcome {
     /// Not at its end.
     Looking,
     /// [`Wanted::place`] is the flow's.
@@ -494,6 +644,9 @@ impl Search {
         let segment = policy.blocks[self.segment as usize % SEGMENTS_MAX];
         if segment.count == 0 {
             return Outcome::Full;
+        }
+        if !self.wanted.has_ports() {
+            return self.next_whole(tables, segment);
         }
         let position = if self.row == 0 {
             let ports = segment.count as u32 * BLOCK_PORTS;
@@ -535,6 +688,17 @@ impl Search {
         Outcome::Looking
     }
 
+    /// For a protocol without ports: the address itself is taken or it is not.
+    #[inline(always)]
+    fn next_whole<T: AgentTables<V4>>(&mut self, tables: &T, segment: Segment) -> Outcome {
+        self.wanted.collided = false;
+        match self.wanted.take(tables, segment.first as u32 * BLOCK_PORTS) {
+            Outcome::Looking if self.wanted.collided => Outcome::Full,
+            // What stood there was over, and is gone.
+            end => end,
+        }
+    }
+
     /// Notes in the destination's row, if it has one, that a position is taken.
     #[inline(always)]
     fn mark<T: AgentTables<V4>>(&self, tables: &T, position: u32) {
@@ -547,6 +711,13 @@ impl Search {
 }
 
 impl<T: AgentTables<V4>> Step<T> for Search {
+    type Result = (Outcome, Place);
+
+    #[inline(always)]
+    fn result(&self) -> (Outcome, Place) {
+        (self.end, self.wanted.place)
+    }
+
     #[inline(always)]
     fn step(&mut self, tables: &T) -> bool {
         self.end = self.next(tables);

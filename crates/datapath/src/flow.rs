@@ -2,33 +2,82 @@
 
 use crate::{
     packet::{Headers, Transport, tcp_flag},
-    tables::{Flow, Ticks, mark},
+    tables::{AgentSettings, Flow, Ticks, Timers, mark},
     {Family, protocol},
 };
 
-/// After a FIN from either side (Azure's 240 s; RFC 7857 asks for at least 4 minutes).
-pub const CLOSING: Ticks = Ticks::from_seconds(240);
-/// After an RST from either side. Deviates from RFC 7857, as Azure does.
-pub const RESET: Ticks = Ticks::from_seconds(15);
-/// A connection whose handshake is not complete (RFC 5382, REQ-5: at least 4 minutes).
-pub const HALF_OPEN: Ticks = Ticks::from_seconds(240);
 /// How long a half may stand alone: the other one is being written.
 pub const ALONE: Ticks = Ticks::from_seconds(2);
+/// How far one packet can move a sequence or acknowledgement number ahead; what leaps further is
+/// not of this connection. Windows are smaller nearly everywhere (Linux: 6 MiB by default).
+pub const LEAP_MAX: u32 = 1 << 24;
+/// Data that may be on its way to an end that has not acknowledged it, when its peer resets the
+/// connection.
+pub const UNACKNOWLEDGED_MAX: u32 = 1 << 20;
 
-/// Records a packet in its half: the time, and for TCP what its flags and numbers say.
+/// Records a packet in its half: the time, and for TCP what its flags and numbers say. An end that
+/// is not `believed` leaves no trace.
 #[inline(always)]
-pub fn see<F: Family>(half: &Flow<F::Address>, headers: &Headers<F>, now: Ticks) {
-    half.last_seen.set(now.0);
+pub fn see<F: Family>(half: &Flow<F::Address>, headers: &Headers<F>, now: Ticks, believed: bool) {
     if headers.transport != Transport::Tcp {
+        half.last_seen.set(now.0);
         return;
     }
+    if !believed {
+        return;
+    }
+    half.last_seen.set(now.0);
     let seen = marks_of(headers.flags);
     let marks = half.marks.get();
     if marks | seen != marks {
         half.marks.set(marks | seen);
     }
-    half.sequence.set(headers.sequence.wrapping_add(headers.sequence_length()));
-    half.acknowledgement.set(headers.acknowledgement);
+    if headers.flags & tcp_flag::RST != 0 {
+        return;
+    }
+    let end = headers.sequence.wrapping_add(headers.sequence_length());
+    let is_first =
+        marks & mark::DATA == 0 && (headers.flags & tcp_flag::SYN != 0 || marks & mark::SYN == 0);
+    if is_first || end.wrapping_sub(half.sequence.get()).wrapping_sub(1) < LEAP_MAX {
+        half.sequence.set(end);
+    }
+    if headers.flags & tcp_flag::ACK != 0 {
+        let acknowledgement = headers.acknowledgement;
+        let leap = acknowledgement.wrapping_sub(half.acknowledgement.get()).wrapping_sub(1);
+        if marks & mark::ACK == 0 || leap < LEAP_MAX {
+            half.acknowledgement.set(acknowledgement);
+        }
+    }
+}
+
+/// Whether a FIN or RST is one that the end which it goes to would accept, as far as it can be told
+/// from here, so that nobody ends a flow by guessing.
+///
+/// An RST must bear the very number that the other end expects next or the end of what was sent
+/// to it (RFC 5961, 3.2), or answer a SYN; a FIN must be near what was sent.
+#[inline(always)]
+pub fn believes<F: Family>(
+    half: &Flow<F::Address>,
+    peer: &Flow<F::Address>,
+    headers: &Headers<F>,
+) -> bool {
+    let marks = half.marks.get();
+    if headers.flags & tcp_flag::RST == 0 {
+        let ahead = headers.sequence.wrapping_sub(half.sequence.get());
+        return marks & (mark::SYN | mark::DATA) == 0
+            || ahead.wrapping_add(UNACKNOWLEDGED_MAX) < 2 * UNACKNOWLEDGED_MAX;
+    }
+    let theirs = peer.marks.get();
+    let expected = peer.acknowledgement.get();
+    if theirs & mark::ACK != 0 && headers.sequence == expected {
+        return true;
+    }
+    if marks & (mark::SYN | mark::DATA) == 0 {
+        let answers = headers.flags & tcp_flag::ACK != 0;
+        return answers && headers.acknowledgement == peer.sequence.get();
+    }
+    headers.sequence == half.sequence.get()
+        && (theirs & mark::ACK == 0 || headers.sequence.wrapping_sub(expected) < UNACKNOWLEDGED_MAX)
 }
 
 /// The marks that a packet with these TCP flags leaves.
@@ -47,6 +96,9 @@ pub const fn marks_of(flags: u8) -> u32 {
     if flags & (tcp_flag::SYN | tcp_flag::RST) == 0 {
         marks |= mark::DATA;
     }
+    if flags & (tcp_flag::ACK | tcp_flag::RST) == tcp_flag::ACK {
+        marks |= mark::ACK;
+    }
     marks
 }
 
@@ -55,7 +107,13 @@ pub const fn marks_of(flags: u8) -> u32 {
 ///
 /// A half without its peer is over as soon as the peer cannot be on its way any more.
 #[inline(always)]
-pub fn expired<A>(half: &Flow<A>, peer: Option<&Flow<A>>, protocol: u8, now: Ticks) -> bool {
+pub fn expired<A>(
+    half: &Flow<A>,
+    peer: Option<&Flow<A>>,
+    protocol: u8,
+    settings: &AgentSettings<A>,
+    now: Ticks,
+) -> bool {
     let age = age(half, now);
     let peer = match peer {
         Some(peer) if peer.generation == half.generation => peer,
@@ -64,43 +122,79 @@ pub fn expired<A>(half: &Flow<A>, peer: Option<&Flow<A>>, protocol: u8, now: Tic
     let age = Ticks(age.0.min(self::age(peer, now).0));
     let ours = half.marks.get();
     let theirs = peer.marks.get();
-    age.0 > limit(ours, theirs, half.idle, protocol).0
+    age.0 > limit(ours, theirs, half.idle, protocol, settings.timers(ours)).0
 }
 
-/// How long a flow may be silent in the state that its halves' marks show.
+/// How far a TCP connection has come, as its halves' marks show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// The handshake is not complete.
+    HalfOpen,
+    /// Data can go both ways.
+    Established,
+    /// A FIN was seen.
+    Closing,
+    /// An RST was seen.
+    Reset,
+}
+
+/// The state that two halves with these marks show.
 ///
 /// A handshake is complete when both sides have sent a SYN and one of them something after it: the
 /// side that opened owes the last acknowledgement, the other one may stay silent for long.
+/// Connections whose SYN was not seen are taken as established.
 #[inline(always)]
-pub const fn limit(ours: u32, theirs: u32, idle: u32, protocol: u8) -> Ticks {
-    if protocol != protocol::TCP {
-        return Ticks(idle);
-    }
+pub const fn state(ours: u32, theirs: u32) -> State {
     let either = ours | theirs;
     if either & mark::RST != 0 {
-        RESET
+        State::Reset
     } else if either & mark::FIN != 0 {
-        CLOSING
+        State::Closing
     } else if either & mark::SYN != 0
         && !(ours & theirs & mark::SYN != 0 && either & mark::DATA != 0)
     {
-        HALF_OPEN
+        State::HalfOpen
     } else {
-        Ticks(idle)
+        State::Established
     }
 }
 
-/// Whether a half on its own looks over, so that its peer must be asked. Of a flow that is over, at
-/// least one half does.
+/// How long a flow may be silent.
 #[inline(always)]
-pub fn looks_idle<A>(half: &Flow<A>, now: Ticks) -> bool {
+pub const fn limit(ours: u32, theirs: u32, idle: u32, protocol: u8, timers: &Timers) -> Ticks {
+    if protocol != protocol::TCP {
+        return Ticks(idle);
+    }
+    Ticks(match state(ours, theirs) {
+        State::HalfOpen => timers.half_open,
+        State::Established => idle,
+        State::Closing => timers.closing,
+        State::Reset => timers.reset,
+    })
+}
+
+/// Whether a half on its own looks over, so that its peer must be asked. Of a flow that is over,
+/// at least one half does.
+#[inline(always)]
+pub fn looks_idle<A>(half: &Flow<A>, settings: &AgentSettings<A>, now: Ticks) -> bool {
     let age = age(half, now).0;
     let marks = half.marks.get();
-    // The shortest limit of all is RESET; short of it no question arises.
-    age > RESET.0
+    let timers = settings.timers(marks);
+    age > timers.reset
         && (age > half.idle
-            || marks & (mark::FIN | mark::RST) != 0
-            || (marks & mark::SYN != 0 && age > HALF_OPEN.0))
+            || marks & (mark::FIN | mark::RST | mark::ENDED) != 0
+            || (marks & mark::SYN != 0 && age > timers.half_open))
+}
+
+/// Whether both ends are to be told by RST that the flow is over: it was established, it idled
+/// out, and it was opened so.
+#[inline(always)]
+pub fn ends_with_reset<A>(half: &Flow<A>, peer: &Flow<A>, protocol: u8) -> bool {
+    let (ours, theirs) = (half.marks.get(), peer.marks.get());
+    protocol == protocol::TCP
+        && ours & mark::TCP_RESET != 0
+        && ours & theirs & mark::ACK != 0
+        && matches!(state(ours, theirs), State::Established)
 }
 
 /// Time since the half's last packet. A clock reading from another CPU may lie a little ahead.
@@ -112,7 +206,6 @@ fn age<A>(half: &Flow<A>, now: Ticks) -> Ticks {
 
 /// Whether either half has seen the connection's end.
 #[inline(always)]
-pub fn closing<A>(half: &Flow<A>, peer: Option<&Flow<A>>) -> bool {
-    let peer = peer.map_or(0, |peer| peer.marks.get());
-    (half.marks.get() | peer) & (mark::FIN | mark::RST) != 0
+pub fn closing<A>(half: &Flow<A>, peer: &Flow<A>) -> bool {
+    (half.marks.get() | peer.marks.get()) & (mark::FIN | mark::RST) != 0
 }

@@ -38,8 +38,8 @@ pub struct Inner {
     pub target_port: [u8; 2],
 }
 
-/// Reads the packet that an error carries; nothing where it is cut short, a later fragment, or of
-/// a protocol that has no flows.
+/// Reads the packet that an error carries; nothing where it is cut short, a later fragment, its
+/// header's checksum is wrong (RFC 5508, REQ-3), or it is an ICMP message that has no flow.
 #[inline(always)]
 pub fn inner<P: Packet + ?Sized>(packet: &P, headers: &Headers<V4>) -> Option<Inner> {
     let ip = headers.l4 + 8;
@@ -51,13 +51,17 @@ pub fn inner<P: Packet + ?Sized>(packet: &P, headers: &Headers<V4>) -> Option<In
         return None;
     }
     let l4 = ip + header;
+    if !is_sound(packet, ip, header, &b) {
+        return None;
+    }
     let p = packet.read::<8>(l4)?;
     let (source_port, target_port) = match b[9] {
         protocol::TCP | protocol::UDP => ([p[0], p[1]], [p[2], p[3]]),
         // Only an echo has an identifier; a reply's stands for the end that asked.
         protocol::ICMP if p[0] == 8 => ([p[4], p[5]], [0; 2]),
         protocol::ICMP if p[0] == 0 => ([0; 2], [p[4], p[5]]),
-        _ => return None,
+        protocol::ICMP => return None,
+        _ => ([0; 2], [0; 2]),
     };
     Some(Inner {
         ip,
@@ -68,6 +72,24 @@ pub fn inner<P: Packet + ?Sized>(packet: &P, headers: &Headers<V4>) -> Option<In
         source_port,
         target_port,
     })
+}
+
+/// Whether the checksum of an IP header of `length` bytes is right; `b` are its first ones.
+#[inline(always)]
+fn is_sound<P: Packet + ?Sized>(packet: &P, ip: usize, length: usize, b: &[u8; 20]) -> bool {
+    let mut sum = !checksum::ipv4_header(b) as u32;
+    let mut at = 20;
+    // BOUND: 40 bytes of options.
+    for _ in 0..10 {
+        if at >= length {
+            break;
+        }
+        let Some(word) = packet.read::<4>(ip + at) else { return false };
+        sum += u16::from_be_bytes([word[0], word[1]]) as u32;
+        sum += u16::from_be_bytes([word[2], word[3]]) as u32;
+        at += 4;
+    }
+    checksum::fold(sum) == 0xffff
 }
 
 impl Inner {
@@ -133,6 +155,7 @@ pub fn translate<P: Packet + ?Sized>(
         (inner.source, inner.source_port)
     };
     let echo = inner.protocol == protocol::ICMP;
+    let has_ports = matches!(inner.protocol, protocol::TCP | protocol::UDP | protocol::ICMP);
     let address_at = inner.ip + if ours_is_target { 16 } else { 12 };
     let port_at = inner.l4
         + match (echo, ours_is_target) {
@@ -165,7 +188,8 @@ pub fn translate<P: Packet + ?Sized>(
             _ => 2,
         };
     let mut l4_word = Word::default();
-    if l4_sum_at + 2 <= headers.ip + headers.total as usize
+    if has_ports
+        && l4_sum_at + 2 <= headers.ip + headers.total as usize
         && let Some(bytes) = packet.read::<2>(l4_sum_at)
     {
         let sum = u16::from_be_bytes(bytes);
@@ -200,7 +224,7 @@ pub fn translate<P: Packet + ?Sized>(
         words: [
             Word { at: at(address_at), new: [address[0], address[1]] },
             Word { at: at(address_at + 2), new: [address[2], address[3]] },
-            Word { at: at(port_at), new: port },
+            Word { at: if has_ports { at(port_at) } else { 0 }, new: port },
             Word { at: at(inner.ip + 10), new: new_ip_sum.to_be_bytes() },
             l4_word,
             Word { at: at(headers.l4 + 2), new: outer_sum.to_be_bytes() },

@@ -5,10 +5,12 @@ use core::cell::Cell;
 use crate::{
     Drop, Event, Pass, V4,
     agent::{AgentTables, NotInserted},
-    egress, flow, gue, hash, icmp,
+    egress, flow, fragment, gue, hash, icmp,
     packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport},
     protocol,
-    tables::{AgentSettings, Flow, FlowKey, FlowKind, RuleKey, Side, Ticks, agent_flag, rule_flag},
+    tables::{
+        AgentSettings, Flow, FlowKey, FlowKind, RuleKey, Side, Ticks, agent_flag, mark, rule_flag,
+    },
     verdict::{Change, End, Places, Rewrite, Verdict},
 };
 
@@ -47,23 +49,27 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         return Err(Drop::NotMux);
     }
     let headers = packet::ipv4(packet, gue::OUTER)?;
-    if headers.fragment {
-        return Err(Drop::Fragment);
-    }
+    let ticks = Ticks::from_nanoseconds(now);
     match headers.transport {
-        Transport::Tcp | Transport::Udp | Transport::Echo { .. } => {}
+        Transport::Tcp | Transport::Udp | Transport::Echo { .. } | Transport::Other => {}
+        Transport::IcmpError if headers.fragment => return Err(Drop::Fragment),
         Transport::IcmpError => return error(packet, tables, &headers),
         Transport::IcmpOther => return Err(Drop::IcmpType),
-        Transport::Fragment => return Err(Drop::Fragment),
-        Transport::Other => return Err(Drop::Protocol),
+        Transport::Fragment => {
+            return match fragment::address(tables, &headers, Side::Ingress, ticks) {
+                Some(address) => Ok(rewrite(tables, &headers, address, [0; 2], ticks)),
+                None => Err(Drop::Fragment),
+            };
+        }
     }
     let key = key(&headers);
-    let ticks = Ticks::from_nanoseconds(now);
     if let Some(half) = tables.flow(&key)
-        && egress::is_live(tables, &key, half, &headers, ticks)
+        && egress::meets(tables, settings, &key, half, &headers, ticks)
     {
-        flow::see(half, &headers, ticks);
-        return Ok(rewrite(&headers, half.address, half.port));
+        return Ok(rewrite(tables, &headers, half.address, half.port, ticks));
+    }
+    if headers.transport == Transport::Other {
+        return Err(Drop::Protocol);
     }
     inbound(tables, settings, &headers, &key, ticks, now)
 }
@@ -98,7 +104,16 @@ fn key(headers: &Headers<V4>) -> FlowKey<Address> {
 }
 
 #[inline(always)]
-fn rewrite(headers: &Headers<V4>, address: Address, port: [u8; 2]) -> Verdict<V4> {
+fn rewrite<T: AgentTables<V4>>(
+    tables: &T,
+    headers: &Headers<V4>,
+    address: Address,
+    port: [u8; 2],
+    now: Ticks,
+) -> Verdict<V4> {
+    if headers.fragment && headers.transport != Transport::Fragment {
+        fragment::keep(tables, headers, Side::Ingress, address, now);
+    }
     Verdict::Rewrite(Rewrite {
         unwrap: true,
         end: End::Target,
@@ -147,14 +162,22 @@ fn inbound<T: AgentTables<V4>>(
         protocol: headers.protocol,
         reserved: 0,
     };
-    let Some(service) = tables.service(&rule) else {
-        return Err(if tables.is_vip(&headers.target) { Drop::NoFlow } else { Drop::NotHeld });
-    };
+    let service = tables.service(&rule);
+    if service.is_none() && !tables.is_vip(&headers.target) {
+        return Err(Drop::NotHeld);
+    }
     // Only a SYN opens a connection: late packets must not make entries that later swallow a
     // new connection's packets.
     if headers.transport == Transport::Tcp && !headers.opens() {
+        if now < settings.adopt_until {
+            return Err(Drop::NoFlow);
+        }
+        if egress::is_answered(headers) {
+            return Ok(Verdict::Refuse { reason: Drop::NoFlow, flow: *key, policy: 0 });
+        }
         return Err(Drop::NoFlow);
     }
+    let Some(service) = service else { return Err(Drop::NoFlow) };
     let (address, port, index) = if settings.flags & agent_flag::LAST_HOP_KUBE_PROXY != 0 {
         (headers.target, headers.target_port, 0)
     } else {
@@ -181,11 +204,11 @@ fn inbound<T: AgentTables<V4>>(
         sequence: Cell::new(0),
         acknowledgement: Cell::new(0),
     };
-    let marks = if headers.transport == Transport::Tcp { flow::marks_of(headers.flags) } else { 0 };
-    let inward = half(address, port, marks);
-    inward.sequence.set(headers.sequence.wrapping_add(headers.sequence_length()));
+    let kept = if service.flags & rule_flag::TCP_RESET != 0 { mark::TCP_RESET } else { 0 };
+    let inward = half(address, port, kept);
+    flow::see(&inward, headers, ticks, true);
     let outward_key = key.peer(address, port);
-    let outward = || half(headers.target, headers.target_port, 0);
+    let outward = || half(headers.target, headers.target_port, kept);
     match tables.insert_flow(&outward_key, outward()) {
         Ok(()) => {}
         Err(NotInserted::Full) => return Err(Drop::FlowTableFull),
@@ -194,7 +217,7 @@ fn inbound<T: AgentTables<V4>>(
             // very same ports. If that flow is over, its entries make room.
             let Some(other) = tables.flow(&outward_key) else { return Err(Drop::NoFlow) };
             let other_key = outward_key.peer(other.address, other.port);
-            if !flow::expired(other, tables.flow(&other_key), key.protocol, ticks) {
+            if !flow::expired(other, tables.flow(&other_key), key.protocol, settings, ticks) {
                 return Err(Drop::NoFlow);
             }
             tables.remove_flow(&other_key);
@@ -207,13 +230,13 @@ fn inbound<T: AgentTables<V4>>(
     match tables.insert_flow(key, inward) {
         Ok(()) => {
             tables.count(Event::FlowIn);
-            Ok(rewrite(headers, address, port))
+            Ok(rewrite(tables, headers, address, port, ticks))
         }
         Err(problem) => {
             match (problem, tables.flow(key)) {
                 // Another CPU opened it in the same moment, on the same pod: the hash is the same.
                 (NotInserted::Exists, Some(other)) => {
-                    Ok(rewrite(headers, other.address, other.port))
+                    Ok(rewrite(tables, headers, other.address, other.port, ticks))
                 }
                 (NotInserted::Exists, None) => Err(Drop::NoFlow),
                 (NotInserted::Full, _) => {

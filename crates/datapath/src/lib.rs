@@ -13,6 +13,7 @@ pub mod checksum;
 pub mod count;
 pub mod egress;
 pub mod flow;
+pub mod fragment;
 pub mod gue;
 pub mod hash;
 pub mod icmp;
@@ -65,6 +66,20 @@ pub mod limits {
     /// Rows of positions: one for what is barred, the others for destinations that many flows go
     /// to.
     pub const POSITIONS_ROWS: u32 = 257;
+    /// Datagrams whose fragments are translated at a time; the oldest make room.
+    pub const FRAGMENTS_MAX: u32 = 8_192;
+    /// Pods with quotas on one node.
+    pub const QUOTAS_MAX: u32 = 1_024;
+    /// Rows of allowances on one node: pods, their namespaces, and row 0, which is nobody's.
+    pub const ALLOWANCES_ROWS: u32 = 2_048;
+    /// Bytes of a packet that user space is told of, the most that there are of these: IPv4 and
+    /// TCP headers with all IP options, without, and an IPv4 header and eight bytes.
+    pub const QUOTE_LENGTHS: [u32; 3] = [60 + 20, 20 + 20, 20 + 8];
+    /// The most of them.
+    pub const QUOTE_MAX: usize = QUOTE_LENGTHS[0] as usize;
+    /// What packets of the agent's own bear as mark (`SO_MARK`), so that an RST from a VIP is not
+    /// taken for a forged one. Marks do not leave a network namespace, so no pod can set it.
+    pub const OWN_MARK: u32 = 0xde60_0c41;
     /// Destination port of GUE.
     pub const GUE_PORT: u16 = 6080;
     /// Bytes that GUE variant 1 adds in front of an IPv4 packet: IPv4 header 20 + UDP header 8.
@@ -96,4 +111,8 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP (RFC 768).
     pub const UDP: u8 = 17;
+    /// DCCP (RFC 4340).
+    pub const DCCP: u8 = 33;
+    /// UDP-Lite (RFC 3828).
+    pub const UDP_LITE: u8 = 136;
 }

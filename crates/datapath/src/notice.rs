@@ -1,11 +1,13 @@
 //! What the programs tell user space beside counting.
 
-/// A flow that could not be opened because every port for its destination is in use. User space
-/// answers the client with ICMP type 3 code 13 and raises the event.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use crate::limits::QUOTE_MAX;
+
+/// A packet whose sender is to be told why it goes no further: of a flow that could not be opened
+/// (ICMP type 3 code 13, and the event), or of a connection that is not there (RST).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Notice<A> {
-    /// Who wanted to send.
+    /// Who sent it.
     pub source: A,
     /// Where to.
     pub target: A,
@@ -15,10 +17,31 @@ pub struct Notice<A> {
     pub target_port: [u8; 2],
     /// IP protocol.
     pub protocol: u8,
-    /// The policy that had no port left.
+    /// The policy under which it would have left.
     pub policy: u8,
-    /// Zero.
-    pub reserved: [u8; 2],
-    /// First bytes of the packet from its IP header on, for the ICMP message to quote.
-    pub quote: [u8; 28],
+    /// [`crate::Drop`] as a number.
+    pub reason: u8,
+    /// [`crate::tables::Side`] as a number.
+    pub side: u8,
+    /// Bytes of `quote` that were there.
+    pub length: u32,
+    /// First bytes of the packet from its own IP header on; zeroes behind its end.
+    pub quote: [u8; QUOTE_MAX],
+}
+
+impl<A: Default> Default for Notice<A> {
+    fn default() -> Self {
+        Notice {
+            source: A::default(),
+            target: A::default(),
+            source_port: [0; 2],
+            target_port: [0; 2],
+            protocol: 0,
+            policy: 0,
+            reason: 0,
+            side: 0,
+            length: 0,
+            quote: [0; QUOTE_MAX],
+        }
+    }
 }

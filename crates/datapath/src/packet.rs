@@ -80,6 +80,8 @@ pub struct Headers<F: Family> {
     pub protocol: u8,
     /// Part of a datagram that was cut.
     pub fragment: bool,
+    /// The datagram's identification, by which its fragments are known.
+    pub id: [u8; 2],
     /// What follows.
     pub transport: Transport,
     /// Source port, or echo identifier.
@@ -159,6 +161,7 @@ pub fn ipv4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers<V4>, Dr
         target: field(&b, 16),
         protocol: b[9],
         fragment: cut != 0,
+        id: field(&b, 4),
         transport: Transport::Other,
         source_port: [0; 2],
         target_port: [0; 2],
@@ -169,6 +172,10 @@ pub fn ipv4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers<V4>, Dr
         no_checksum: false,
     };
     if cut & 0x1fff != 0 {
+        // One that would write over the flags of a TCP header that was checked (RFC 1858, 4).
+        if headers.protocol == protocol::TCP && cut & 0x1fff == 1 {
+            return Err(Drop::Malformed);
+        }
         headers.transport = Transport::Fragment;
         return Ok(headers);
     }

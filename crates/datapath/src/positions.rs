@@ -49,6 +49,8 @@ pub trait Bits {
     fn clear_bits(&self, word: &Cell<u64>, bits: u64);
     /// Writes `value` where zero stands, atomically; what stands there afterwards.
     fn claim(&self, word: &Cell<u64>, value: u64) -> u64;
+    /// Adds one, atomically.
+    fn add_one(&self, number: &Cell<u32>);
 }
 
 /// A run of whole words. Segments start on a word's first position; what their last word has too

@@ -96,9 +96,9 @@ pub struct Flow<A> {
     /// Position of the port in the node's holding (block index * 8 + offset); for a flow that
     /// came in, the endpoint's index.
     pub position: u32,
-    /// End of the newest sequence number this direction has sent (TCP).
+    /// End of the highest sequence number this direction has sent (TCP).
     pub sequence: Cell<u32>,
-    /// Newest acknowledgement this direction has sent (TCP).
+    /// Highest acknowledgement this direction has sent (TCP): what its receiver expects next.
     pub acknowledgement: Cell<u32>,
 }
 
@@ -122,6 +122,52 @@ pub mod mark {
     pub const RST: u32 = 1 << 2;
     /// A packet that is neither SYN nor RST went this way.
     pub const DATA: u32 = 1 << 3;
+    /// An acknowledgement went this way, so that [`super::Flow::acknowledgement`] means something.
+    pub const ACK: u32 = 1 << 4;
+    /// A FIN or RST went the other way.
+    pub const ENDED: u32 = 1 << 5;
+    /// Both ends get an RST when the established connection idles out.
+    pub const TCP_RESET: u32 = 1 << 6;
+    /// The NAT gateway's [`super::Timers`] hold, not the load balancer's.
+    pub const GATEWAY_TIMERS: u32 = 1 << 7;
+    /// What a flow is opened with and keeps whatever its connection does.
+    pub const KEPT: u32 = TCP_RESET | GATEWAY_TIMERS;
+}
+
+/// How long TCP flows that are not established may be silent, in [`Ticks`]. `reset` is the
+/// shortest of all times of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Timers {
+    /// The handshake is not complete.
+    pub half_open: u32,
+    /// After a FIN from either side.
+    pub closing: u32,
+    /// After an RST from either side.
+    pub reset: u32,
+}
+
+impl Timers {
+    /// Azure Load Balancer's: FIN 240 s, RST 15 s (RFC 7857 asks for at least 4 minutes after an
+    /// RST: a deviation, as Azure deviates); a handshake has 240 s (RFC 5382, REQ-5).
+    pub const LOAD_BALANCER: Timers = Timers::from_seconds(240, 240, 15);
+    /// Azure NAT Gateway's: half-open 30 s, FIN 65 s, RST 16 s.
+    pub const NAT_GATEWAY: Timers = Timers::from_seconds(30, 65, 16);
+
+    /// Timers of so many seconds.
+    pub const fn from_seconds(half_open: u32, closing: u32, reset: u32) -> Timers {
+        Timers {
+            half_open: Ticks::from_seconds(half_open).0,
+            closing: Ticks::from_seconds(closing).0,
+            reset: Ticks::from_seconds(reset).0,
+        }
+    }
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Timers::LOAD_BALANCER
+    }
 }
 
 /// How packets of one source leave: which policy holds for each protocol.
@@ -185,6 +231,10 @@ pub struct Policy {
 pub mod policy_flag {
     /// Send RST to both ends when an established flow idles out.
     pub const TCP_RESET: u16 = 1 << 0;
+    /// The node holds the whole address, so that protocols without ports can use it too.
+    pub const WHOLE_ADDRESS: u16 = 1 << 1;
+    /// The NAT gateway's timers hold.
+    pub const GATEWAY_TIMERS: u16 = 1 << 2;
 }
 
 /// Eight ports that the node holds.
@@ -226,6 +276,16 @@ pub struct AgentSettings<A> {
     pub flags: u32,
     /// Lease epoch of the tables.
     pub epoch: u32,
+    /// The load balancer's, then the NAT gateway's.
+    pub timers: [Timers; 2],
+}
+
+impl<A> AgentSettings<A> {
+    /// The timers of a flow with these marks.
+    #[inline(always)]
+    pub const fn timers(&self, marks: u32) -> &Timers {
+        &self.timers[(marks & mark::GATEWAY_TIMERS != 0) as usize]
+    }
 }
 
 /// Bits of [`AgentSettings::flags`].
@@ -234,6 +294,70 @@ pub mod agent_flag {
     pub const LAST_HOP_KUBE_PROXY: u32 = 1 << 0;
     /// Outbound ICMP echo is dropped instead of translated, as Azure does.
     pub const DROP_ICMP_ECHO: u32 = 1 << 1;
+    /// Some sources have quotas.
+    pub const QUOTAS: u32 = 1 << 2;
+}
+
+/// Whose allowances a flow of one source uses; 0 is nobody's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Quota {
+    /// Row of its pod in the `allowances` table.
+    pub pod: u32,
+    /// Row of its namespace.
+    pub namespace: u32,
+}
+
+/// How many outbound flows a pod or a namespace may have on this node at a time. In use are
+/// `ended` and `opened` together: the programs count what they open, and the sweep, which counts
+/// what there is, puts the difference into `ended`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Allowance {
+    /// The most.
+    pub limit: u32,
+    /// Flows that were ever opened; wraps.
+    pub opened: Cell<u32>,
+    /// Minus the flows that have ended; wraps.
+    pub ended: Cell<u32>,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Allowance {
+    /// Flows that count against the limit.
+    #[inline(always)]
+    pub fn used(&self) -> u32 {
+        let used = self.opened.get().wrapping_add(self.ended.get());
+        // While the sweep catches up the sum may be a little below zero.
+        if used > u32::MAX / 2 { 0 } else { used }
+    }
+}
+
+/// A datagram in fragments, as one hook sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, align(4))]
+pub struct FragmentKey<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub target: A,
+    /// The datagram's identification.
+    pub id: [u8; 2],
+    /// IP protocol.
+    pub protocol: u8,
+    /// [`Side`] as a number.
+    pub side: u8,
+}
+
+/// What the first fragment of a datagram has shown: only it has ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Fragment<A> {
+    /// Address to write.
+    pub address: A,
+    /// When the first fragment passed, [`Ticks`].
+    pub seen: u32,
 }
 
 /// A Service port, as the Internet names it.
@@ -372,6 +496,10 @@ impl Row for Source {}
 impl Row for Policy {}
 impl Row for Block {}
 impl<A> Row for AgentSettings<A> {}
+impl Row for Quota {}
+impl Row for Allowance {}
+impl<A> Row for FragmentKey<A> {}
+impl<A> Row for Fragment<A> {}
 impl<A> Row for RuleKey<A> {}
 impl Row for Service {}
 impl<A> Row for Endpoint<A> {}

@@ -15,13 +15,13 @@ pub enum Verdict<F: Family> {
     Pass(Pass),
     /// Is dropped.
     Drop(Drop),
-    /// Is dropped, and user space is told, so that the client learns of it.
+    /// Is dropped, and user space is told, so that its sender learns of it.
     Refuse {
         /// The reason.
         reason: Drop,
-        /// The flow that could not be opened.
+        /// The flow that could not be opened, or that is not there.
         flow: FlowKey<F::Address>,
-        /// Index of the policy that had no port.
+        /// Index of the policy under which it would have left.
         policy: u8,
     },
     /// Is changed and goes on.
@@ -75,7 +75,7 @@ pub struct Places {
     pub address: u16,
     /// The IP header's checksum.
     pub ip_checksum: u16,
-    /// The port to be changed.
+    /// The port to be changed; 0 where there is none (a later fragment, a protocol without ports).
     pub port: u16,
     /// The transport checksum.
     pub l4_checksum: u16,
@@ -90,7 +90,7 @@ pub enum Cover {
     PseudoHeader,
     /// The same; zero stands for no checksum, and a sum of zero is sent as ones (UDP).
     PseudoHeaderOrNone,
-    /// No checksum was sent (UDP): leave it alone.
+    /// There is none (a UDP sender left it out), or none that covers addresses or ports.
     Nothing,
     /// The message alone (ICMP).
     MessageOnly,
@@ -117,26 +117,41 @@ impl Places {
         Places {
             address: ip + if source { 12 } else { 16 },
             ip_checksum: ip + 10,
-            port: l4
-                + match headers.transport {
-                    Transport::Echo { .. } => 4,
-                    _ if source => 0,
-                    _ => 2,
-                },
+            port: match headers.transport {
+                Transport::Fragment | Transport::Other => 0,
+                Transport::Echo { .. } => l4 + 4,
+                _ if source => l4,
+                _ => l4 + 2,
+            },
             l4_checksum: l4
                 + match headers.protocol {
                     protocol::TCP => 16,
-                    protocol::UDP => 6,
+                    protocol::UDP | protocol::UDP_LITE | protocol::DCCP => 6,
                     _ => 2,
                 },
-            cover: match headers.protocol {
-                protocol::TCP => Cover::PseudoHeader,
-                protocol::UDP if headers.no_checksum => Cover::Nothing,
-                protocol::UDP => Cover::PseudoHeaderOrNone,
-                _ => Cover::MessageOnly,
+            cover: match headers.transport {
+                Transport::Tcp => Cover::PseudoHeader,
+                Transport::Udp if headers.no_checksum => Cover::Nothing,
+                Transport::Udp => Cover::PseudoHeaderOrNone,
+                Transport::Echo { .. } => Cover::MessageOnly,
+                // Their checksums cover addresses (RFC 3828, 3.1; RFC 4340, 9.1); SCTP's, GRE's
+                // and ESP's do not.
+                Transport::Other
+                    if matches!(headers.protocol, protocol::UDP_LITE | protocol::DCCP)
+                        && (l4_room(headers) >= 8) =>
+                {
+                    Cover::PseudoHeader
+                }
+                _ => Cover::Nothing,
             },
         }
     }
+}
+
+/// Bytes of an IPv4 packet behind its IP header.
+#[inline(always)]
+fn l4_room<F: Family>(headers: &Headers<F>) -> usize {
+    (headers.total as usize + headers.ip).saturating_sub(headers.l4)
 }
 
 /// What the mux does with a packet.

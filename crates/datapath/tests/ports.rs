@@ -79,7 +79,7 @@ impl Node {
         self.frame[33] = destination;
         let collisions = |host: &Host| host.counted(Event::PortCollision.counter());
         let before = collisions(&self.host);
-        match egress(&self.frame[..], &self.host.tables, self.host.now) {
+        match egress(&self.frame[..], &self.host.tables, self.host.now, 0) {
             Verdict::Rewrite(rewrite) => Some(Opened {
                 rewrite,
                 key: FlowKey {

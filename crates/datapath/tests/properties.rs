@@ -9,12 +9,12 @@ use std::{
 
 use datapath::{
     checksum,
-    flow::{self, ALONE, CLOSING, HALF_OPEN, RESET},
+    flow::{self, ALONE},
     gue,
     packet::{self, Packet},
     positions::{self, Bits, Found, Positions, Run, WORDS},
     protocol::{ICMP, TCP, UDP},
-    tables::{Flow, FlowKey, MuxSettings, Side, Ticks, mark},
+    tables::{AgentSettings, Flow, FlowKey, MuxSettings, Side, Ticks, Timers, mark},
 };
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use proptest::{collection::vec, prelude::*, test_runner::FileFailurePersistence};
@@ -89,6 +89,10 @@ impl Bits for Alone {
         }
         word.get()
     }
+
+    fn add_one(&self, number: &Cell<u32>) {
+        number.set(number.get() + 1);
+    }
 }
 
 /// What is done to a row of positions.
@@ -97,6 +101,18 @@ enum Act {
     Find(u64),
     Release(usize),
 }
+
+/// Settings of an agent as far as flows are concerned.
+const SETTINGS: AgentSettings<[u8; 4]> = AgentSettings {
+    node: [0; 4],
+    gue_port: 6080,
+    mss_max: 0,
+    adopt_until: 0,
+    seed: [1, 2],
+    flags: 0,
+    epoch: 1,
+    timers: [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY],
+};
 
 fn half(marks: u32, idle: u32, seen: u32, generation: u32) -> Flow<[u8; 4]> {
     Flow {
@@ -304,20 +320,24 @@ proptest! {
 
     #[test]
     fn a_flow_that_is_over_looks_idle_on_at_least_one_side(
-        (ours, theirs) in (0u32..16, 0u32..16),
+        (ours, theirs) in (0u32..64, 0u32..64),
+        gateway: bool,
         protocol in prop_oneof![Just(TCP), Just(UDP)],
         (age, apart) in (0u32..40, 0u32..40),
         idle_minutes in 4u32..31,
     ) {
         // What is not TCP has no marks; TCP has a SYN from whoever opened it.
+        let kept = if gateway { mark::GATEWAY_TIMERS } else { 0 };
         let (ours, theirs) = if protocol == TCP { (ours | mark::SYN, theirs) } else { (0, 0) };
+        let (ours, theirs) = (ours | kept, theirs | kept);
         let seconds = |seconds| Ticks::from_seconds(seconds).0;
         let now = Ticks(seconds(100_000));
         let idle = seconds(idle_minutes * 60);
         let one = half(ours, idle, now.0 - seconds(age * 60), 7);
         let other = half(theirs, idle, now.0 - seconds((age + apart) * 60), 7);
-        if flow::expired(&one, Some(&other), protocol, now) {
-            prop_assert!(flow::looks_idle(&one, now) || flow::looks_idle(&other, now));
+        if flow::expired(&one, Some(&other), protocol, &SETTINGS, now) {
+            let looks_idle = |half| flow::looks_idle(half, &SETTINGS, now);
+            prop_assert!(looks_idle(&one) || looks_idle(&other));
         }
     }
 
@@ -390,34 +410,46 @@ fn flows_of_many_clients_are_spread_over_the_nodes() {
 
 #[test]
 fn the_state_of_a_flow_says_how_long_it_may_be_silent() {
+    for (gateway, half_open, closing, reset) in [(false, 240, 240, 15), (true, 30, 65, 16)] {
+        limits_hold(gateway, [half_open, closing, reset].map(Ticks::from_seconds));
+    }
+}
+
+fn limits_hold(gateway: bool, [half_open, closing, reset]: [Ticks; 3]) {
+    let kept = if gateway { mark::GATEWAY_TIMERS } else { 0 };
+    let timers = SETTINGS.timers(kept);
     let idle = Ticks::from_seconds(1800);
     let (syn, fin, rst, data) = (mark::SYN, mark::FIN, mark::RST, mark::DATA);
     for (state, ours, theirs, protocol, wanted) in [
         ("UDP", 0, 0, UDP, idle),
         ("echo", 0, 0, ICMP, idle),
-        ("a SYN without an answer", syn, 0, TCP, HALF_OPEN),
-        ("a SYN and data, still without an answer", syn | data, 0, TCP, HALF_OPEN),
-        ("both SYNs, the last acknowledgement is missing", syn, syn, TCP, HALF_OPEN),
+        ("a SYN without an answer", syn, 0, TCP, half_open),
+        ("a SYN and data, still without an answer", syn | data, 0, TCP, half_open),
+        ("both SYNs, the last acknowledgement is missing", syn, syn, TCP, half_open),
         ("a complete handshake, the server silent", syn | data, syn, TCP, idle),
         ("established", syn | data, syn | data, TCP, idle),
         ("adopted: nobody saw the SYNs", data, data, TCP, idle),
-        ("our FIN", syn | data | fin, syn | data, TCP, CLOSING),
-        ("their FIN", syn | data, syn | data | fin, TCP, CLOSING),
-        ("both FINs", syn | data | fin, syn | data | fin, TCP, CLOSING),
-        ("our RST", syn | data | rst, syn | data, TCP, RESET),
-        ("their RST to a SYN", syn, rst, TCP, RESET),
-        ("RST after FIN", syn | data | fin | rst, syn | data, TCP, RESET),
+        ("our FIN", syn | data | fin, syn | data, TCP, closing),
+        ("their FIN", syn | data, syn | data | fin, TCP, closing),
+        ("both FINs", syn | data | fin, syn | data | fin, TCP, closing),
+        ("our RST", syn | data | rst, syn | data, TCP, reset),
+        ("their RST to a SYN", syn, rst, TCP, reset),
+        ("RST after FIN", syn | data | fin | rst, syn | data, TCP, reset),
     ] {
-        assert_eq!(flow::limit(ours, theirs, idle.0, protocol), wanted, "{state}");
-        assert_eq!(flow::limit(theirs, ours, idle.0, protocol), wanted, "{state}, other way");
+        let (ours, theirs) = (ours | kept, theirs | kept);
+        let limit = |ours, theirs| flow::limit(ours, theirs, idle.0, protocol, timers);
+        assert_eq!(limit(ours, theirs), wanted, "{state}");
+        assert_eq!(limit(theirs, ours), wanted, "{state}, other way");
         let now = Ticks(5);
         // Also where the clock has wrapped in between.
         for seen in [wanted.0, wanted.0 + 1].map(|age| now.0.wrapping_sub(age)) {
             let is_over = now.since(Ticks(seen)).0 > wanted.0;
             let one = half(ours, idle.0, seen, 1);
             let other = half(theirs, idle.0, seen.wrapping_sub(99), 1);
-            assert_eq!(flow::expired(&one, Some(&other), protocol, now), is_over, "{state}");
-            assert_eq!(flow::expired(&other, Some(&one), protocol, now), is_over, "{state}");
+            for (half, peer) in [(&one, &other), (&other, &one)] {
+                let expired = flow::expired(half, Some(peer), protocol, &SETTINGS, now);
+                assert_eq!(expired, is_over, "{state}");
+            }
         }
     }
 }
@@ -428,9 +460,9 @@ fn a_half_without_its_peer_is_over_after_two_seconds() {
     let stranger = half(mark::SYN, 1, now.0, 8);
     for (age, is_over) in [(0, false), (ALONE.0, false), (ALONE.0 + 1, true)] {
         let one = half(mark::SYN | mark::DATA, u32::MAX, now.0 - age, 7);
-        assert_eq!(flow::expired(&one, None, TCP, now), is_over);
-        assert_eq!(flow::expired(&one, Some(&stranger), TCP, now), is_over);
+        assert_eq!(flow::expired(&one, None, TCP, &SETTINGS, now), is_over);
+        assert_eq!(flow::expired(&one, Some(&stranger), TCP, &SETTINGS, now), is_over);
     }
     // A reading from a CPU whose clock is ahead is no age at all.
-    assert!(!flow::expired(&half(0, 1, now.0 + 3, 7), None, TCP, now));
+    assert!(!flow::expired(&half(0, 1, now.0 + 3, 7), None, TCP, &SETTINGS, now));
 }

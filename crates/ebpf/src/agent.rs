@@ -27,7 +27,7 @@ use datapath::{
     agent::{AgentTables, NotInserted, Step},
     gue,
     icmp::ErrorRewrite,
-    limits::POSITIONS_ROWS,
+    limits::{POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
     packet::Packet,
     positions::{Bits, Positions},
     tables::*,
@@ -49,8 +49,10 @@ const ENOMEM: i32 = -12;
 pub fn egress(ctx: TcContext) -> i32 {
     let Some(frame) = frame(&ctx) else { return refuse(Drop::Malformed) };
     let now = clock();
-    let verdict = datapath::egress::egress(&frame, &Kernel, now);
-    carry_out(&ctx, verdict)
+    // SAFETY: the context is the kernel's.
+    let mark = unsafe { (*ctx.skb.skb).mark };
+    let verdict = datapath::egress::egress(&frame, &Kernel, now, mark);
+    carry_out(&ctx, verdict, 14)
 }
 
 /// What arrives at the node.
@@ -63,7 +65,7 @@ pub fn ingress(ctx: TcContext) -> i32 {
     let Some(frame) = frame(&ctx) else { return refuse(Drop::Malformed) };
     let now = clock();
     let verdict = datapath::ingress::ingress(&frame, &Kernel, now);
-    carry_out(&ctx, verdict)
+    carry_out(&ctx, verdict, gue::OUTER as u32)
 }
 
 #[inline(always)]
@@ -83,8 +85,9 @@ fn frame(ctx: &TcContext) -> Option<Frame> {
     Some(Frame::new(ctx.data(), ctx.data_end(), length as usize))
 }
 
+/// Does what was decided; the packet's own IP header stands at `ip`.
 #[inline(always)]
-fn carry_out(ctx: &TcContext, verdict: Verdict<V4>) -> i32 {
+fn carry_out(ctx: &TcContext, verdict: Verdict<V4>, ip: u32) -> i32 {
     match verdict {
         Verdict::Pass(reason) => {
             count(reason.counter());
@@ -92,7 +95,7 @@ fn carry_out(ctx: &TcContext, verdict: Verdict<V4>) -> i32 {
         }
         Verdict::Drop(reason) => refuse(reason),
         Verdict::Refuse { reason, flow, policy } => {
-            tell(ctx, &flow, policy);
+            tell(ctx, &flow, policy, reason, ip);
             refuse(reason)
         }
         Verdict::Rewrite(rewrite) => {
@@ -137,6 +140,9 @@ fn write(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
     if old == new && old_port == new_port {
         return Some(());
     }
+    if at.port == 0 {
+        return write_address(ctx, rewrite);
+    }
     let zero = match at.cover {
         Cover::PseudoHeaderOrNone => BPF_F_MARK_MANGLED_0 as u64,
         _ => 0,
@@ -155,6 +161,19 @@ fn write(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
     ctx.l3_csum_replace(at.ip_checksum as usize, whole(old), whole(new), 4).ok()?;
     ctx.store(at.address as usize, &new, 0).ok()?;
     ctx.store(at.port as usize, &new_port, 0).ok()
+}
+
+/// Carries out the rewrite of a packet in which no port is changed.
+#[inline(always)]
+fn write_address(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
+    let at = &rewrite.at;
+    let (old, new) = (rewrite.address.old, rewrite.address.new);
+    if matches!(at.cover, Cover::PseudoHeader) {
+        let flags = BPF_F_PSEUDO_HDR as u64 | 4;
+        ctx.l4_csum_replace(at.l4_checksum as usize, whole(old), whole(new), flags).ok()?;
+    }
+    ctx.l3_csum_replace(at.ip_checksum as usize, whole(old), whole(new), 4).ok()?;
+    ctx.store(at.address as usize, &new, 0).ok()
 }
 
 /// Bytes from the IP header's checksum to the end of both ports, where there are no options.
@@ -219,14 +238,14 @@ fn half(bytes: [u8; 2]) -> u64 {
     u16::from_ne_bytes(bytes) as u64
 }
 
-/// Tells user space of a flow that could not be opened. Where the ring is full the packet is
-/// counted all the same.
+/// Tells user space of a packet that goes no further. Where the ring is full it is counted all the
+/// same.
 #[inline(never)]
-fn tell(ctx: &TcContext, flow: &FlowKey<Address>, policy: u8) {
+fn tell(ctx: &TcContext, flow: &FlowKey<Address>, policy: u8, reason: Drop, ip: u32) {
     let Some(mut entry) = NOTICES.reserve(0) else { return };
     let notice = entry.as_mut_ptr();
     // SAFETY: the entry is ours until it is submitted and every byte of it is written here; where
-    // the packet is shorter than the quote it is given back unread.
+    // the packet cannot be read it is given back unread.
     unsafe {
         (*notice).source = flow.source;
         (*notice).target = flow.target;
@@ -234,12 +253,27 @@ fn tell(ctx: &TcContext, flow: &FlowKey<Address>, policy: u8) {
         (*notice).target_port = flow.target_port;
         (*notice).protocol = flow.protocol;
         (*notice).policy = policy;
-        (*notice).reserved = [0; 2];
+        (*notice).reason = reason as u8;
+        (*notice).side = flow.side;
         let quote = &raw mut (*notice).quote;
-        if bpf_skb_load_bytes(ctx.skb.skb.cast(), 14, quote.cast(), 28) != 0 {
+        quote.write([0; QUOTE_MAX]);
+        // VERIFIER: the kernel takes a length that varies only where it is in the one register that
+        // was compared, and the compiler likes to compare another.
+        let there = ctx.len().saturating_sub(ip);
+        let load = |length: u32| {
+            there >= length && bpf_skb_load_bytes(ctx.skb.skb.cast(), ip, quote.cast(), length) == 0
+        };
+        let [long, middle, short] = QUOTE_LENGTHS;
+        (*notice).length = if load(long) {
+            long
+        } else if load(middle) {
+            middle
+        } else if load(short) {
+            short
+        } else {
             entry.discard(0);
             return;
-        }
+        };
     }
     entry.submit(0);
 }
@@ -294,6 +328,18 @@ impl Bits for Kernel {
         };
         if was == 0 { value } else { was }
     }
+
+    #[inline(always)]
+    fn add_one(&self, number: &Cell<u32>) {
+        // SAFETY: one instruction on four aligned bytes of a map's value.
+        unsafe {
+            asm!(
+                "lock *(u32 *)({number} + 0) += {one}",
+                number = in(reg) number.as_ptr(),
+                one = in(reg) 1u64,
+            )
+        };
+    }
 }
 
 impl AgentTables<V4> for Kernel {
@@ -327,6 +373,29 @@ impl AgentTables<V4> for Kernel {
     #[inline(always)]
     fn remove_flow(&self, key: &FlowKey<Address>) {
         let _absent = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey<Address>) -> Option<&Fragment<Address>> {
+        // SAFETY: rows are replaced whole; one that is taken into use again while we look at it
+        // misleads one fragment at most.
+        unsafe { FRAGMENTS.get(key) }
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey<Address>, fragment: Fragment<Address>) {
+        let _full = FRAGMENTS.insert(key, &fragment, 0);
+    }
+
+    #[inline(always)]
+    fn quota(&self, source: &Address) -> Option<&Quota> {
+        // SAFETY: user space replaces rows whole.
+        unsafe { QUOTAS.get(source) }
+    }
+
+    #[inline(always)]
+    fn allowance(&self, row: u32) -> Option<&Allowance> {
+        ALLOWANCES.get(row)
     }
 
     #[inline(always)]
@@ -391,7 +460,7 @@ impl AgentTables<V4> for Kernel {
     }
 
     #[inline(always)]
-    fn repeat<S: Step<Self>>(&self, most: u32, state: S) -> S {
+    fn repeat<S: Step<Self>>(&self, most: u32, state: S) -> S::Result {
         extern "C" fn call<S: Step<Kernel>>(_index: u32, _context: *mut c_void) -> i64 {
             let Some(memory) = LOOP.get_ptr_mut(0) else { return 1 };
             // SAFETY: `repeat` put the state there, and this CPU is in that call.
@@ -399,14 +468,14 @@ impl AgentTables<V4> for Kernel {
             !state.step(&Kernel) as i64
         }
         const { assert!(size_of::<S>() <= size_of::<LoopMemory>()) };
-        let Some(memory) = LOOP.get_ptr_mut(0) else { return state };
+        let Some(memory) = LOOP.get_ptr_mut(0) else { return state.result() };
         let memory = memory.cast::<S>();
         // SAFETY: the memory is this CPU's own and large enough, and no other program of ours
         // interrupts this one. The callback takes what stands there.
         unsafe {
             memory.write(state);
             bpf_loop(most, call::<S> as *mut c_void, core::ptr::null_mut(), 0);
-            memory.read()
+            (*memory).result()
         }
     }
 }

@@ -2,7 +2,7 @@
 //! `flows` and `positions`, which the programs keep themselves.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use datapath::{count::COUNTERS, limits::*, notice::Notice, positions::Positions, tables::*};
@@ -28,6 +28,27 @@ pub type LoopMemory = [u64; 24];
 /// Where the state of a loop is while it runs.
 #[btf_map(name = "loop")]
 pub static LOOP: PerCpuArray<LoopMemory, 1> = PerCpuArray::new();
+
+/// Datagrams whose first fragment has passed. A cache: it may forget the oldest.
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<
+    FragmentKey<Address>,
+    Fragment<Address>,
+    { FRAGMENTS_MAX as usize },
+> = LruHashMap::new();
+
+/// Whose allowances the flows of a pod use.
+#[btf_map(name = "quotas")]
+pub static QUOTAS: HashMap<Address, Quota, { QUOTAS_MAX as usize }> = HashMap::new();
+
+/// How many flows pods and namespaces may have and have; mapped into the agent's memory, whose
+/// sweep counts what has ended.
+#[btf_map(name = "allowances")]
+pub static ALLOWANCES: Array<
+    Allowance,
+    { ALLOWANCES_ROWS as usize },
+    { aya_ebpf::bindings::BPF_F_MMAPABLE as usize },
+> = Array::new();
 
 /// Which local sources leave by which policies.
 #[btf_map(name = "sources")]
@@ -76,6 +97,6 @@ pub static POSITIONS: Array<
 #[btf_map(name = "counters")]
 pub static COUNT: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
 
-/// Things that user space must act on (exhaustion), [`Notice`].
+/// Things that user space must act on, [`Notice`].
 #[btf_map(name = "notices")]
 pub static NOTICES: RingBuf<Notice<Address>, { 256 * 1024 }> = RingBuf::new();

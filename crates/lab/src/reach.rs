@@ -10,7 +10,8 @@ use model::lease::Millis;
 use model::objects::{Kind, Object, ObjectKey, Objects};
 use model::reconcile::Event;
 use model::runtime::{MuxNetworkStatus, NodeNetworkStatus};
-use node::source::Exhausted;
+use model::shortage;
+use node::source::Refused;
 use serde_json::{Value, json};
 
 use crate::store::{self, FileStore, Key, Watch};
@@ -163,18 +164,25 @@ impl node::source::Source for Reach {
         self.write_status(Kind::MuxNetwork, mux, serde_json::to_value(status)?)
     }
 
-    fn report_exhausted(&mut self, node: &str, found: &[Exhausted]) -> Result<()> {
-        for exhausted in found {
-            let Exhausted { target, port, protocol, refused } = exhausted;
+    fn report_refused(&mut self, node: &str, refused: &[Refused]) -> Result<()> {
+        let objects = view::snapshot(&self.store)?;
+        for refused in refused {
+            let (reason, message, times) = match *refused {
+                Refused::Ports { target, port, protocol, refused } => (
+                    "PortsExhausted",
+                    shortage::of_ports(&objects, node, target, port, protocol),
+                    refused,
+                ),
+                Refused::Quota { source, refused } => {
+                    ("QuotaExceeded", shortage::of_quota(&objects, node, source), refused)
+                }
+            };
             self.store.record(&json!({
                 "object": {"kind": "Node", "namespace": "", "name": node},
                 "type": "Warning",
-                "reason": "PortsExhausted",
-                "message": format!(
-                    "no free port towards {target}:{port} (protocol {protocol}): every port that \
-                     the node holds is in use for this destination"
-                ),
-                "refused": refused,
+                "reason": reason,
+                "message": message,
+                "refused": times,
                 "time": store::now(),
             }))?;
         }

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use datapath::tables::Timers;
 use ipnet::IpNet;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -47,6 +48,12 @@ pub struct ClusterNetworkSpec {
     pub last_hop: LastHop,
     /// What happens to an ICMP echo that leaves.
     pub icmp_echo: IcmpEcho,
+    /// How long flows that are not established may be silent.
+    #[serde(skip_serializing_if = "FlowTimers::is_default")]
+    pub timers: FlowTimers,
+    /// How many outbound flows pods and namespaces may have on a node at a time.
+    #[serde(skip_serializing_if = "Quotas::is_none")]
+    pub quotas: Quotas,
     /// Whether Azure's own limits apply; none given: see the planner.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
@@ -65,6 +72,8 @@ impl Default for ClusterNetworkSpec {
             private_ranges: None,
             last_hop: LastHop::Node,
             icmp_echo: IcmpEcho::Translate,
+            timers: FlowTimers::default(),
+            quotas: Quotas::default(),
             limits: None,
             node_pools: Vec::new(),
         }
@@ -78,6 +87,179 @@ impl ClusterNetworkSpec {
             Some(ranges) => ranges.clone(),
             None => DEFAULT_PRIVATE_RANGES.iter().filter_map(|range| range.parse().ok()).collect(),
         }
+    }
+}
+
+/// How long flows that are not established may be silent, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, try_from = "RawFlowTimers")]
+pub struct FlowTimers {
+    /// TCP whose handshake is not complete.
+    pub tcp_half_open_seconds: u32,
+    /// TCP after a FIN.
+    pub tcp_closing_seconds: u32,
+    /// TCP after an RST.
+    pub tcp_reset_seconds: u32,
+    /// The same behind a NAT gateway.
+    pub nat_gateway: GatewayTimers,
+}
+
+/// How long flows behind a NAT gateway may be silent, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GatewayTimers {
+    /// TCP whose handshake is not complete.
+    pub tcp_half_open_seconds: u32,
+    /// TCP after a FIN.
+    pub tcp_closing_seconds: u32,
+    /// TCP after an RST.
+    pub tcp_reset_seconds: u32,
+    /// UDP and ICMP echo, which the gateway's idle time-out is not about.
+    pub udp_seconds: u32,
+}
+
+impl Default for GatewayTimers {
+    fn default() -> Self {
+        GatewayTimers {
+            tcp_half_open_seconds: 30,
+            tcp_closing_seconds: 65,
+            tcp_reset_seconds: 16,
+            udp_seconds: 240,
+        }
+    }
+}
+
+impl Default for FlowTimers {
+    fn default() -> Self {
+        FlowTimers {
+            tcp_half_open_seconds: 240,
+            tcp_closing_seconds: 240,
+            tcp_reset_seconds: 15,
+            nat_gateway: GatewayTimers::default(),
+        }
+    }
+}
+
+/// As it was written, before anybody has looked whether it makes sense.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct RawFlowTimers {
+    tcp_half_open_seconds: u32,
+    tcp_closing_seconds: u32,
+    tcp_reset_seconds: u32,
+    nat_gateway: GatewayTimers,
+}
+
+impl Default for RawFlowTimers {
+    fn default() -> Self {
+        let FlowTimers {
+            tcp_half_open_seconds,
+            tcp_closing_seconds,
+            tcp_reset_seconds,
+            nat_gateway,
+        } = FlowTimers::default();
+        RawFlowTimers { tcp_half_open_seconds, tcp_closing_seconds, tcp_reset_seconds, nat_gateway }
+    }
+}
+
+/// No flow may be silent for longer, nor a reset one for longer than any other.
+const TIMER_SECONDS_MAX: u32 = 24 * 3600;
+
+impl TryFrom<RawFlowTimers> for FlowTimers {
+    type Error = String;
+
+    fn try_from(raw: RawFlowTimers) -> Result<FlowTimers, String> {
+        let gateway = &raw.nat_gateway;
+        for (place, half_open, closing, reset, udp) in [
+            (
+                "timers",
+                raw.tcp_half_open_seconds,
+                raw.tcp_closing_seconds,
+                raw.tcp_reset_seconds,
+                240,
+            ),
+            (
+                "timers.natGateway",
+                gateway.tcp_half_open_seconds,
+                gateway.tcp_closing_seconds,
+                gateway.tcp_reset_seconds,
+                gateway.udp_seconds,
+            ),
+        ] {
+            let longer = [
+                ("tcpHalfOpenSeconds", half_open),
+                ("tcpClosingSeconds", closing),
+                ("udpSeconds", udp),
+            ];
+            if reset == 0 {
+                return Err(format!("{place}.tcpResetSeconds is 0: write at least 1"));
+            }
+            for (name, seconds) in longer {
+                if seconds > TIMER_SECONDS_MAX {
+                    return Err(format!(
+                        "{place}.{name} is {seconds}: at most {TIMER_SECONDS_MAX}"
+                    ));
+                }
+                if reset > seconds {
+                    return Err(format!(
+                        "{place}.tcpResetSeconds is {reset}: at most {name}, which is {seconds}"
+                    ));
+                }
+            }
+        }
+        let RawFlowTimers {
+            tcp_half_open_seconds,
+            tcp_closing_seconds,
+            tcp_reset_seconds,
+            nat_gateway,
+        } = raw;
+        Ok(FlowTimers {
+            tcp_half_open_seconds,
+            tcp_closing_seconds,
+            tcp_reset_seconds,
+            nat_gateway,
+        })
+    }
+}
+
+impl FlowTimers {
+    fn is_default(&self) -> bool {
+        *self == FlowTimers::default()
+    }
+
+    /// As the datapath has them: the load balancer's, then the NAT gateway's.
+    pub fn rows(&self) -> [Timers; 2] {
+        let gateway = &self.nat_gateway;
+        [
+            Timers::from_seconds(
+                self.tcp_half_open_seconds,
+                self.tcp_closing_seconds,
+                self.tcp_reset_seconds,
+            ),
+            Timers::from_seconds(
+                gateway.tcp_half_open_seconds,
+                gateway.tcp_closing_seconds,
+                gateway.tcp_reset_seconds,
+            ),
+        ]
+    }
+}
+
+/// How many outbound flows pods and namespaces may have on a node at a time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Quotas {
+    /// Each pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flows_per_pod: Option<u32>,
+    /// All pods of a namespace together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flows_per_namespace: Option<u32>,
+}
+
+impl Quotas {
+    fn is_none(&self) -> bool {
+        *self == Quotas::default()
     }
 }
 

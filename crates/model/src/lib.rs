@@ -24,4 +24,5 @@ pub mod reconcile;
 pub mod resources;
 pub mod runtime;
 mod services;
+pub mod shortage;
 pub mod tables;

@@ -261,6 +261,7 @@ impl World {
         agent.tables.epoch = tables.epoch;
         agent.tables.node = tables.node;
         agent.tables.flags = tables.flags;
+        agent.tables.timers = tables.timers;
         assert_eq!(agent.tables, tables, "edits lead to what was wanted");
         // Flows whose ports are no longer held are reset.
         let held: BTreeSet<(Ipv4Addr, u16)> = agent

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use datapath::{
     limits::{BLOCK_PORTS, FLOW_ENTRIES_DEFAULT, GUE_OVERHEAD, GUE_PORT},
+    protocol,
     tables::AgentSettings,
 };
 use model::{
@@ -21,9 +22,9 @@ use model::{
 };
 
 use crate::{
+    answer::{self, Answerable, Refusals},
     apply,
     attach::{self, Attached, TcWay},
-    exhaustion::{self, Refusals},
     journal::{self, Journal},
     load::{self, Loaded},
     maps::{self, Address, AgentMaps},
@@ -129,7 +130,7 @@ pub fn run_agent(source: &mut dyn Source, config: &AgentConfig, stop: &Stop) -> 
         if looked.elapsed() >= LOOK_AFTER {
             looked = Instant::now();
             outcome = outcome.and_then(|()| agent.look_after());
-            outcome = outcome.and_then(|()| agent.report_exhausted(source));
+            outcome = outcome.and_then(|()| agent.report_refused(source));
         }
         outcome = outcome.and_then(|()| agent.sweep(&objects));
         let is_due = reported.is_none_or(|last| last.elapsed() >= HEARTBEAT);
@@ -175,6 +176,7 @@ struct Agent<'a> {
     drained: Vec<Drained>,
     said: Option<NodeNetworkStatus>,
     refusals: Refusals,
+    answerable: Answerable,
     answers: bool,
 }
 
@@ -209,6 +211,7 @@ impl<'a> Agent<'a> {
             drained: Vec::new(),
             said: None,
             refusals: Refusals::default(),
+            answerable: Answerable::default(),
             answers: false,
             loaded,
         };
@@ -244,20 +247,27 @@ impl<'a> Agent<'a> {
         self.present.epoch = desired.epoch;
         self.present.node = desired.node;
         self.present.flags = desired.flags;
+        self.present.timers = desired.timers;
         if moves_blocks {
             self.holding = holding_of(&self.present);
             self.drained.clear();
             self.sweep.restart();
             self.passed = None;
         }
+        let services = self.present.services.keys().filter(|key| key.protocol == protocol::TCP);
+        self.answerable.set(
+            self.holding.iter().copied(),
+            services.map(|key| (key.vip, u16::from_be_bytes(key.port))),
+        );
         if self.attached_to.is_none() {
             self.attach()?;
         }
         if !self.answers {
             let ring = maps::open_notices(&self.loaded.pins)?;
             let node = Ipv4Addr::from(self.settings.node);
-            exhaustion::start(ring, node, self.refusals.clone(), stop.clone())
-                .context("cannot answer clients that find no port")?;
+            let (refusals, answerable) = (self.refusals.clone(), self.answerable.clone());
+            answer::start(ring, node, refusals, answerable, stop.clone())
+                .context("cannot answer senders whose packets go no further")?;
             self.answers = true;
         }
         Ok(())
@@ -270,6 +280,7 @@ impl<'a> Agent<'a> {
             mss_max: self.mss_max()?,
             flags: desired.flags,
             epoch,
+            timers: desired.timers,
             ..self.settings
         };
         if settings.seed == [0; 2] {
@@ -382,12 +393,12 @@ impl<'a> Agent<'a> {
         Ok(())
     }
 
-    fn report_exhausted(&mut self, source: &mut dyn Source) -> Result<()> {
+    fn report_refused(&mut self, source: &mut dyn Source) -> Result<()> {
         let refused = self.refusals.take();
         if refused.is_empty() {
             return Ok(());
         }
-        source.report_exhausted(&self.config.node, &refused).context("cannot report")
+        source.report_refused(&self.config.node, &refused).context("cannot report")
     }
 }
 

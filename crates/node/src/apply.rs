@@ -95,6 +95,7 @@ pub fn read_agent(
         epoch: settings.epoch,
         node: settings.node,
         flags: settings.flags,
+        timers: settings.timers,
         sources: sources.collect(),
         private_ranges: private.collect(),
         policies: filled(maps.policies.all()?.into_iter().map(|row| row.0)),

@@ -108,6 +108,7 @@ impl AgentView {
     /// Its flows, by inside end.
     pub fn flows(&self) -> Result<Vec<FlowView>, InspectError> {
         let now = Ticks::from_nanoseconds(sweep::clock());
+        let settings = self.maps.settings.get(0)?.0;
         let mut flows = Vec::new();
         for (Raw(key), bytes) in self.maps.flows.all()? {
             let Some(half) = raw::row::<Flow<Address>>(&bytes) else { continue };
@@ -116,7 +117,7 @@ impl AgentView {
             }
             let peer = self.maps.flows.get(&Raw(key.peer(half.address, half.port)))?;
             let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
-            flows.push(view(&key, &half, peer.as_ref(), now));
+            flows.push(view(&key, &half, peer.as_ref(), &settings, now));
         }
         flows.sort_by_key(|flow| (flow.protocol, flow.inside, flow.remote));
         Ok(flows)
@@ -235,6 +236,7 @@ fn view(
     key: &FlowKey<Address>,
     half: &Flow<Address>,
     peer: Option<&Flow<Address>>,
+    settings: &AgentSettings<Address>,
     now: Ticks,
 ) -> FlowView {
     // For an echo the identifier is the port of the inside.
@@ -247,7 +249,7 @@ fn view(
         remote: end(key.target, key.target_port),
         idle_ms: milliseconds(now.since(Ticks(half.last_seen.get()))),
         idle_max_ms: milliseconds(Ticks(half.idle)),
-        is_over: flow::expired(half, peer, key.protocol, now),
+        is_over: flow::expired(half, peer, key.protocol, settings, now),
     }
 }
 

@@ -1,10 +1,10 @@
 //! One machine: loads and attaches the programs, applies table edits, reports what runs.
 
 pub mod agent;
+pub mod answer;
 pub mod apply;
 pub mod attach;
 pub mod counters;
-pub mod exhaustion;
 pub mod inspect;
 pub mod journal;
 pub mod load;

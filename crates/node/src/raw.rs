@@ -12,7 +12,7 @@ use std::{
     },
     path::Path,
     ptr::NonNull,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
 use aya::Pod;
@@ -264,12 +264,21 @@ impl Bits for PositionsMemory {
             Err(other) => other,
         }
     }
+
+    fn add_one(&self, number: &Cell<u32>) {
+        atomic_u32(number).fetch_add(1, Relaxed);
+    }
 }
 
 fn atomic(word: &Cell<u64>) -> &AtomicU64 {
     // SAFETY: a cell is as large and as aligned as its value and may be changed through a shared
     // reference; whoever else changes it does so atomically.
     unsafe { AtomicU64::from_ptr(word.as_ptr()) }
+}
+
+fn atomic_u32(number: &Cell<u32>) -> &AtomicU32 {
+    // SAFETY: as with `atomic`.
+    unsafe { AtomicU32::from_ptr(number.as_ptr()) }
 }
 
 static SIGNALLED: AtomicBool = AtomicBool::new(false);

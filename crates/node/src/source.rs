@@ -26,21 +26,31 @@ pub trait Source {
     /// Tells what this mux runs.
     fn report_mux(&mut self, mux: &str, status: &MuxNetworkStatus) -> anyhow::Result<()>;
 
-    /// Tells which destinations found no free port since the last call.
-    fn report_exhausted(&mut self, node: &str, found: &[Exhausted]) -> anyhow::Result<()>;
+    /// Tells which flows could not be opened since the last call.
+    fn report_refused(&mut self, node: &str, refused: &[Refused]) -> anyhow::Result<()>;
 }
 
-/// Refusals for want of ports towards one destination.
+/// Flows that could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exhausted {
-    /// Where to.
-    pub target: Ipv4Addr,
-    /// Destination port.
-    pub port: u16,
-    /// IP protocol.
-    pub protocol: u8,
-    /// Packets that were refused.
-    pub refused: u64,
+pub enum Refused {
+    /// Every port was in use towards one destination.
+    Ports {
+        /// Where to.
+        target: Ipv4Addr,
+        /// Destination port.
+        port: u16,
+        /// IP protocol.
+        protocol: u8,
+        /// Packets that were refused.
+        refused: u64,
+    },
+    /// A pod or its namespace had as many flows as it may.
+    Quota {
+        /// The pod.
+        source: Ipv4Addr,
+        /// Packets that were refused.
+        refused: u64,
+    },
 }
 
 /// The time for reports.

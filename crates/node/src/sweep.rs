@@ -132,8 +132,14 @@ impl Sweep {
         let Some(half) = raw::row::<Flow<Address>>(bytes) else { return Ok(()) };
         let is_outbound = half.kind == FlowKind::Outbound as u8;
         let outside = outside(key, &half, is_outbound);
+        // A protocol without ports holds the whole address: any block of it.
+        let outside = match outside.1 {
+            0 => holding.range(outside..).next().filter(|(vip, _)| *vip == outside.0).copied(),
+            _ => holding.get(&outside).copied(),
+        }
+        .unwrap_or(outside);
         let is_lost = is_outbound && !holding.contains(&outside);
-        if is_lost || is_over(&self.flows, key, &half, now)? {
+        if is_lost || is_over(&self.flows, settings, key, &half, now)? {
             if self.remove(key, bytes, &half, is_lost)? {
                 if is_outbound {
                     self.release(settings, key, &half);
@@ -255,16 +261,17 @@ fn watched(positions: &PositionsMemory) -> impl Iterator<Item = (u32, &Positions
 /// Whether a flow is over, asking for its other half only where that matters.
 fn is_over(
     flows: &Flows,
+    settings: &AgentSettings<Address>,
     key: &FlowKey<Address>,
     half: &Flow<Address>,
     now: Ticks,
 ) -> Result<bool, TableError> {
-    if !flow::looks_idle(half, now) {
+    if !flow::looks_idle(half, settings, now) {
         return Ok(false);
     }
     let peer = flows.get(&Raw(key.peer(half.address, half.port)))?;
     let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
-    Ok(flow::expired(half, peer.as_ref(), key.protocol, now))
+    Ok(flow::expired(half, peer.as_ref(), key.protocol, settings, now))
 }
 
 /// The block of the public port that an outbound flow uses.

@@ -27,7 +27,7 @@ use node::{
     inspect::{AgentView, MuxView},
     load,
     mux::{self, MuxConfig, run_mux},
-    source::{Exhausted, Source},
+    source::{Refused, Source},
     stop::Stop,
 };
 use wire::{HERE, THERE, UPLINK, Wire};
@@ -48,7 +48,7 @@ struct Told {
     has_changed: bool,
     node: Option<NodeNetworkStatus>,
     mux: Vec<MuxNetworkStatus>,
-    exhausted: Vec<Exhausted>,
+    exhausted: Vec<Refused>,
 }
 
 impl Cluster {
@@ -93,7 +93,7 @@ impl Source for Cluster {
         Ok(())
     }
 
-    fn report_exhausted(&mut self, _node: &str, found: &[Exhausted]) -> anyhow::Result<()> {
+    fn report_refused(&mut self, _node: &str, found: &[Refused]) -> anyhow::Result<()> {
         self.0.lock().unwrap().exhausted.extend(found);
         Ok(())
     }
@@ -290,13 +290,9 @@ fn a_client_without_a_port_is_told_at_once_and_the_controller_too() {
     let error = refused.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::HostUnreachable, "{error}");
     eventually("the controller hears of it", || {
-        cluster
-            .0
-            .lock()
-            .unwrap()
-            .exhausted
-            .iter()
-            .any(|found| (found.target, found.port, found.protocol) == (REMOTE, 7, protocol::UDP))
+        cluster.0.lock().unwrap().exhausted.iter().any(|found| {
+            matches!(found, Refused::Ports { target: REMOTE, port: 7, protocol: protocol::UDP, .. })
+        })
     });
     let used = || cluster.0.lock().unwrap().node.as_ref().map(|status| status.used_ports);
     eventually("all ports are reported as used", || used() == Some(8));

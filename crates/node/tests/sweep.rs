@@ -10,7 +10,7 @@ use datapath::{
     egress::fingerprint,
     positions::{Bits, probe},
     protocol,
-    tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks},
+    tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks, Timers},
 };
 use node::{
     load,
@@ -31,6 +31,7 @@ const SETTINGS: AgentSettings<Address> = AgentSettings {
     seed: [1, 2],
     flags: 0,
     epoch: 1,
+    timers: [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY],
 };
 
 /// Tables in the kernel, without programs at work.

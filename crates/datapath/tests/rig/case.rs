@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use datapath::Drop;
+
 use super::{Hook, Machine, Observed, Way, frame, second, tables::Tables};
 
 /// What one run of a case reached.
@@ -111,9 +113,12 @@ impl Player<'_> {
                     return Err(format!("{} flow entries, not {wanted}: {flows:#?}", flows.len()));
                 }
             }
-            "egress" | "ingress" | "mux" if rest.is_empty() || rest.starts_with("times ") => {
+            "egress" | "own" | "ingress" | "mux"
+                if rest.is_empty() || rest.starts_with("times ") =>
+            {
                 let hook = match word {
                     "egress" => Hook::Egress,
+                    "own" => Hook::Own,
                     "ingress" => Hook::Ingress,
                     _ => Hook::Mux,
                 };
@@ -304,6 +309,11 @@ fn agrees(saying: &str, say: &str) -> bool {
     wanted.eq(found.filter(|word| !any.contains(&word.split('*').next().unwrap_or_default())))
 }
 
+/// The name of the reason with this number.
+fn reason(number: u8) -> Option<&'static str> {
+    Drop::ALL.get(usize::from(number)).map(|reason| reason.name())
+}
+
 /// What there is to say of a packet.
 fn saying(observed: &Observed) -> String {
     let mut words = vec![
@@ -319,6 +329,8 @@ fn saying(observed: &Observed) -> String {
     }
     if let Some(notice) = &observed.notice {
         words.push(format!("notice:{}", notice.policy));
+        // What the sender is told depends on it; the counter says it in words.
+        assert!(observed.counted.iter().any(|(name, _)| reason(notice.reason) == Some(*name)));
     }
     words.join(" ")
 }

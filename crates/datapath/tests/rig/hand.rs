@@ -25,12 +25,14 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
     if matches!(at.cover, Cover::PseudoHeader | Cover::PseudoHeaderOrNone) {
         sum(frame, l4, &old, &new, none_is_zero);
     }
-    if at.cover != Cover::Nothing {
+    if at.cover != Cover::Nothing && at.port != 0 {
         sum(frame, l4, &rewrite.port.old, &rewrite.port.new, none_is_zero);
     }
     sum(frame, at.ip_checksum as usize, &old, &new, false);
     put(frame, at.address, rewrite.address);
-    put(frame, at.port, rewrite.port);
+    if at.port != 0 {
+        put(frame, at.port, rewrite.port);
+    }
 }
 
 /// Carries out the changes to an ICMP error.

@@ -9,7 +9,7 @@ use datapath::{
     Event, V4,
     agent::{AgentTables, NotInserted, Step},
     count::COUNTERS,
-    limits::POSITIONS_ROWS,
+    limits::{OWN_MARK, POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
     mux::MuxTables,
     notice::Notice,
     positions::{Bits, Positions},
@@ -41,6 +41,8 @@ pub struct Rows {
     /// What lives here is never given back: a row that was handed out stays readable, as in the
     /// kernel.
     flows: RefCell<BTreeMap<FlowKey<Address>, &'static Flow<Address>>>,
+    fragments: RefCell<BTreeMap<FragmentKey<Address>, &'static Fragment<Address>>>,
+    allowances: BTreeMap<u32, Allowance>,
     positions: Vec<Positions>,
     counters: RefCell<[u64; COUNTERS as usize]>,
 }
@@ -69,6 +71,8 @@ impl Host {
             owners: rows_of(&given.owners),
             maglev: rows_of(&given.maglev),
             flows: RefCell::default(),
+            fragments: RefCell::default(),
+            allowances: given.allowances(),
             positions,
             counters: RefCell::new([0; COUNTERS as usize]),
         };
@@ -80,31 +84,31 @@ impl Host {
         self.tables.counters.borrow()[counter as usize]
     }
 
-    fn agent(&mut self, frame: &[u8], verdict: Verdict<V4>) -> (Way, Option<Vec<u8>>, bool) {
+    fn agent(&mut self, frame: &[u8], verdict: Verdict<V4>) -> (Way, Option<Vec<u8>>) {
         match verdict {
             Verdict::Pass(reason) => {
                 self.tables.add(reason.counter());
-                (Way::On, None, false)
+                (Way::On, None)
             }
             Verdict::Drop(reason) => {
                 self.tables.add(reason.counter());
-                (Way::Dropped, None, false)
+                (Way::Dropped, None)
             }
             Verdict::Refuse { reason, .. } => {
                 self.tables.add(reason.counter());
-                (Way::Dropped, None, true)
+                (Way::Dropped, None)
             }
             Verdict::Rewrite(rewrite) => {
                 let mut out = frame.to_vec();
                 hand::rewrite(&mut out, &rewrite, |event| self.tables.add(event.counter()));
                 self.tables.add(rewrite.event.counter());
-                (Way::On, Some(out), false)
+                (Way::On, Some(out))
             }
             Verdict::RewriteError(rewrite) => {
                 let mut out = frame.to_vec();
                 hand::rewrite_error(&mut out, &rewrite);
                 self.tables.add(Event::ErrorTranslated.counter());
-                (Way::On, Some(out), false)
+                (Way::On, Some(out))
             }
         }
     }
@@ -144,16 +148,18 @@ impl Machine for Host {
     fn pass(&mut self, hook: Hook, frame: &[u8]) -> Observed {
         let before = *self.tables.counters.borrow();
         let (way, out, noticed) = match hook {
-            Hook::Egress => {
-                let verdict = datapath::egress::egress(frame, &self.tables, self.now);
-                let notice = notice(frame, &verdict);
-                let (way, out, refused) = self.agent(frame, verdict);
-                (way, out, if refused { notice } else { None })
+            Hook::Egress | Hook::Own => {
+                let mark = if hook == Hook::Own { OWN_MARK } else { 0 };
+                let verdict = datapath::egress::egress(frame, &self.tables, self.now, mark);
+                let notice = notice(&frame[14.min(frame.len())..], &verdict);
+                let (way, out) = self.agent(frame, verdict);
+                (way, out, notice)
             }
             Hook::Ingress => {
                 let verdict = datapath::ingress::ingress(frame, &self.tables, self.now);
-                let (way, out, _) = self.agent(frame, verdict);
-                (way, out, None)
+                let notice = notice(&frame[(14 + 28).min(frame.len())..], &verdict);
+                let (way, out) = self.agent(frame, verdict);
+                (way, out, notice)
             }
             Hook::Mux => {
                 let (way, out) = self.mux(frame);
@@ -177,9 +183,13 @@ impl Machine for Host {
     }
 }
 
-/// What user space is told of a refusal.
-fn notice(frame: &[u8], verdict: &Verdict<V4>) -> Option<Notice<Address>> {
-    let Verdict::Refuse { flow, policy, .. } = verdict else { return None };
+/// What user space is told of a refused packet, whose IP header begins `packet`.
+fn notice(packet: &[u8], verdict: &Verdict<V4>) -> Option<Notice<Address>> {
+    let Verdict::Refuse { reason, flow, policy } = verdict else { return None };
+    let fitting = |length: &usize| *length <= packet.len();
+    let length = QUOTE_LENGTHS.map(|length| length as usize).into_iter().find(fitting)?;
+    let mut quote = [0; QUOTE_MAX];
+    quote[..length].copy_from_slice(&packet[..length]);
     Some(Notice {
         source: flow.source,
         target: flow.target,
@@ -187,8 +197,10 @@ fn notice(frame: &[u8], verdict: &Verdict<V4>) -> Option<Notice<Address>> {
         target_port: flow.target_port,
         protocol: flow.protocol,
         policy: *policy,
-        reserved: [0; 2],
-        quote: frame.get(14..42)?.try_into().ok()?,
+        reason: *reason as u8,
+        side: flow.side,
+        length: length as u32,
+        quote,
     })
 }
 
@@ -212,6 +224,10 @@ impl Bits for Rows {
             word.set(value);
         }
         word.get()
+    }
+
+    fn add_one(&self, number: &Cell<u32>) {
+        number.set(number.get().wrapping_add(1));
     }
 }
 
@@ -238,6 +254,22 @@ impl AgentTables<V4> for Rows {
 
     fn remove_flow(&self, key: &FlowKey<Address>) {
         self.flows.borrow_mut().remove(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey<Address>) -> Option<&Fragment<Address>> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey<Address>, fragment: Fragment<Address>) {
+        self.fragments.borrow_mut().insert(*key, Box::leak(Box::new(fragment)));
+    }
+
+    fn quota(&self, source: &Address) -> Option<&Quota> {
+        self.given.quotas.get(source)
+    }
+
+    fn allowance(&self, row: u32) -> Option<&Allowance> {
+        self.allowances.get(&row)
     }
 
     fn source(&self, address: &Address) -> Option<&Source> {
@@ -306,13 +338,13 @@ impl AgentTables<V4> for Rows {
         self.add(event.counter());
     }
 
-    fn repeat<S: Step<Self>>(&self, most: u32, mut state: S) -> S {
+    fn repeat<S: Step<Self>>(&self, most: u32, mut state: S) -> S::Result {
         for _ in 0..most {
             if !state.step(self) {
                 break;
             }
         }
-        state
+        state.result()
     }
 }
 

@@ -26,6 +26,8 @@ use tables::{Address, Tables};
 pub enum Hook {
     /// Leaving a node.
     Egress,
+    /// Leaving a node, sent by the agent itself.
+    Own,
     /// Arriving at a node.
     Ingress,
     /// Arriving at a mux.

@@ -34,7 +34,8 @@ pub enum Step {
     Wait(u64),
 }
 
-/// Spans that put no age near a limit: limits are 15, 61, 240, 248 and 1805 s, ages multiples of 9.
+/// Spans that put no age near a limit: limits are 5, 15, 16, 30, 61, 65, 240, 248 and 1805 s, ages
+/// multiples of 9.
 const WAITS: [u64; 4] = [9, 18, 243, 1809];
 /// Tuples that are remembered for answers.
 const REMEMBERED: usize = 512;
@@ -84,6 +85,8 @@ impl Traffic {
             }
             _ => (Hook::Egress, self.answer()),
         };
+        let is_own = hook == Hook::Egress && self.dice.random_ratio(1, 40);
+        let hook = if is_own { Hook::Own } else { hook };
         let mut frame = frame::build(&words).unwrap_or_else(|problem| panic!("{words}: {problem}"));
         if self.dice.random_ratio(3, 10) {
             self.mutate(&mut frame);
@@ -94,7 +97,7 @@ impl Traffic {
     /// Remembers what came out of a hook.
     pub fn remember(&mut self, hook: Hook, tuple: Tuple) {
         let known = match hook {
-            Hook::Egress => &mut self.outside,
+            Hook::Egress | Hook::Own => &mut self.outside,
             Hook::Ingress => &mut self.inside,
             Hook::Mux => return,
         };
@@ -176,10 +179,10 @@ impl Traffic {
     /// A packet of a pod, or of something that pretends to be one.
     fn outbound(&mut self) -> String {
         let source = match self.dice.random_range(0..40) {
-            0 => "203.0.113.1".to_owned(),
-            1 => "10.0.0.2".to_owned(),
-            2 => "10.244.9.9".to_owned(),
-            3..6 => "10.0.0.11".to_owned(),
+            0..2 => "203.0.113.1".to_owned(),
+            2 => "10.0.0.2".to_owned(),
+            3 => "10.244.9.9".to_owned(),
+            4..6 => "10.0.0.11".to_owned(),
             _ => format!("10.244.1.{}", self.dice.random_range(5..9)),
         };
         let target = match self.dice.random_range(0..20) {
@@ -306,15 +309,23 @@ fn dotted(address: [u8; 4]) -> String {
 }
 
 const TABLES: &str = "\
-agent node=10.0.0.11 mss=1432 flow-entries=301
+agent node=10.0.0.11 mss=1432 flow-entries=301 flag=quotas
 source 10.244.1.0/24 tcp=0 udp=0 icmp=0 other=0
+source 10.244.1.5/32 tcp=0 udp=0 icmp=0 other=3
+source 10.244.1.6/32 tcp=0 udp=0 icmp=0 other=3
 source 10.244.1.7/32 tcp=0 udp=1 icmp=2 other=1
-source 10.244.1.8/32 tcp=0 icmp=0
+source 10.244.1.8/32 tcp=2 icmp=0
+quota 10.244.1.6 pod=1
+quota 10.244.1.8 pod=2 namespace=3
+allowance 1 900
+allowance 2 40
+allowance 3 30
 source 10.0.0.11/32 tcp=0 udp=0 icmp=0 other=0
 private 10.0.0.0/8
 policy 0 ports 0+3 8+1
 policy 1 untranslated
-policy 2 ports 8+1
+policy 2 ports 8+1 flag=gateway flag=reset
+policy 3 ports 8+1 flag=whole
 frontend 0 203.0.113.1
 frontend 1 203.0.113.2
 holding 0 0 64000-64007

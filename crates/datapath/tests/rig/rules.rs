@@ -51,7 +51,8 @@ pub fn play(
                 reached.extend(observed.counted.iter().map(|(name, _)| *name));
                 if let Some(tuple) = sound(*hook, given, &observed).map_err(name)? {
                     traffic.remember(*hook, tuple);
-                    let is_new = *hook == Hook::Egress && observed.frame.as_ref() != Some(given);
+                    let leaves = matches!(hook, Hook::Egress | Hook::Own);
+                    let is_new = leaves && observed.frame.as_ref() != Some(given);
                     if is_new && let Ok(inside) = second::check(given) {
                         own(&mut owners, tuple, inside, &mut *machines[0]).map_err(name)?;
                     }
@@ -106,7 +107,8 @@ fn sound(hook: Hook, given: &[u8], observed: &Observed) -> Result<Option<Tuple>,
 }
 
 /// Counters that say what happened beside the verdict.
-const ON_THE_WAY: &[&str] = &["flow_out", "flow_in", "mss_lowered", "port_collision", "reopened"];
+const ON_THE_WAY: &[&str] =
+    &["flow_out", "flow_in", "mss_lowered", "port_collision", "reopened", "end_doubted"];
 
 /// Nobody else's live flow has the tuple that a packet left with.
 fn own(

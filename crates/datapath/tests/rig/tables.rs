@@ -33,6 +33,9 @@ pub struct Tables {
     pub muxes: BTreeSet<Address>,
     pub services: BTreeMap<RuleKey<Address>, Service>,
     pub endpoints: BTreeMap<u32, Endpoint<Address>>,
+    pub quotas: BTreeMap<Address, Quota>,
+    /// Limits by row.
+    pub limits: BTreeMap<u32, u32>,
 
     pub mux: Option<MuxSettings<Address>>,
     pub vips: BTreeMap<Address, Vip>,
@@ -60,6 +63,8 @@ impl Default for Tables {
             muxes: BTreeSet::new(),
             services: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            quotas: BTreeMap::new(),
+            limits: BTreeMap::new(),
             mux: None,
             vips: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -117,6 +122,18 @@ impl Tables {
                 let (address, port) = words.socket()?;
                 self.endpoints.insert(index, Endpoint { address, port, reserved: [0; 2] });
             }
+            "quota" => {
+                let address = words.address()?;
+                let quota = Quota {
+                    pod: words.value_or("pod", 0)?,
+                    namespace: words.value_or("namespace", 0)?,
+                };
+                self.quotas.insert(address, quota);
+            }
+            "allowance" => {
+                let row = words.number()?;
+                self.limits.insert(row, words.number()?);
+            }
             "mux" => self.mux_line(&mut words)?,
             "vip" => {
                 let address = words.address()?;
@@ -165,6 +182,7 @@ impl Tables {
             flags |= match flag.as_str() {
                 "kube-proxy" => agent_flag::LAST_HOP_KUBE_PROXY,
                 "drop-echo" => agent_flag::DROP_ICMP_ECHO,
+                "quotas" => agent_flag::QUOTAS,
                 other => return Err(format!("{other}: no flag of an agent")),
             };
         }
@@ -176,6 +194,7 @@ impl Tables {
             seed: [words.value_or("seed", 1)?, 2],
             flags,
             epoch: 1,
+            timers: [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY],
         });
         Ok(())
     }
@@ -188,8 +207,18 @@ impl Tables {
             "ports" => Translation::Ports,
             other => return Err(format!("{other}: no translation")),
         };
+        let mut flags = 0;
+        while let Ok(flag) = words.value::<String>("flag") {
+            flags |= match flag.as_str() {
+                "reset" => policy_flag::TCP_RESET,
+                "whole" => policy_flag::WHOLE_ADDRESS,
+                "gateway" => policy_flag::GATEWAY_TIMERS,
+                other => return Err(format!("{other}: no flag of a policy")),
+            };
+        }
         let mut policy = Policy {
             translation: translation as u8,
+            flags,
             idle_tcp: Ticks::from_seconds(words.value_or("tcp", 1805)?).0,
             idle_udp: Ticks::from_seconds(words.value_or("udp", 248)?).0,
             idle_icmp: Ticks::from_seconds(words.value_or("icmp", 61)?).0,
@@ -281,6 +310,13 @@ impl Tables {
             }
         }
         words
+    }
+
+    /// Allowances of which nothing is used.
+    pub fn allowances(&self) -> BTreeMap<u32, Allowance> {
+        let row =
+            |(row, limit): (&u32, &u32)| (*row, Allowance { limit: *limit, ..Default::default() });
+        self.limits.iter().map(row).collect()
     }
 
     /// Whether a port of a VIP belongs to the holding.

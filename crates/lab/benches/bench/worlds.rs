@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use datapath::limits::{BLOCKS_MAX, GUE_PORT, SNAT_PORT_MIN};
 use datapath::tables::{
     AgentSettings, Block, Flow, FlowKey, FlowKind, MuxSettings, Node, Owners, Policy, Rule,
-    RuleKey, Segment, Side, Source, Ticks, Translation, Vip, block_flag, mark, owner,
+    RuleKey, Segment, Side, Source, Ticks, Timers, Translation, Vip, block_flag, mark, owner,
 };
 use node::raw::Raw;
 
@@ -145,6 +145,7 @@ fn settings() -> AgentSettings<Address> {
         seed: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
         flags: 0,
         epoch: 1,
+        timers: [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY],
     }
 }
 

@@ -16,7 +16,7 @@ use aya::{
 };
 use datapath::{
     count::COUNTERS,
-    limits::POSITIONS_ROWS,
+    limits::{OWN_MARK, POSITIONS_ROWS},
     notice::Notice,
     positions::{Positions, WORDS},
     tables::*,
@@ -72,6 +72,9 @@ struct Agent {
     muxes: HashMap<MapData, Address, u32>,
     services: HashMap<MapData, Raw<RuleKey<Address>>, Raw<Service>>,
     endpoints: Array<MapData, Raw<Endpoint<Address>>>,
+    fragments: HashMap<MapData, Raw<FragmentKey<Address>>, Raw<Fragment<Address>>>,
+    quotas: HashMap<MapData, Address, Raw<Quota>>,
+    allowances: Array<MapData, [u8; size_of::<Allowance>()]>,
     positions: Array<MapData, [u8; size_of::<Positions>()]>,
     counters: Counters,
     notices: RingBuf<MapData>,
@@ -114,6 +117,8 @@ impl Kernel {
         empty(&mut agent.vips);
         empty(&mut agent.muxes);
         empty(&mut agent.services);
+        empty(&mut agent.fragments);
+        empty(&mut agent.quotas);
         empty(&mut self.mux.vips);
         empty(&mut self.mux.rules);
         empty_trie(&mut agent.sources);
@@ -132,6 +137,9 @@ impl Kernel {
         }
         for index in self.given.endpoints.keys() {
             set(&mut agent.endpoints, *index, Raw(Endpoint::default()));
+        }
+        for row in self.given.limits.keys() {
+            set(&mut agent.allowances, *row, [0; size_of::<Allowance>()]);
         }
         for index in self.given.nodes.keys() {
             set(&mut self.mux.nodes, *index, Raw(Node::default()));
@@ -182,6 +190,15 @@ impl Kernel {
         }
         for (index, endpoint) in &given.endpoints {
             set(&mut agent.endpoints, *index, Raw(*endpoint));
+        }
+        for (address, quota) in &given.quotas {
+            agent.quotas.insert(address, Raw(*quota), 0).expect("a quota");
+        }
+        for (row, limit) in &given.limits {
+            let mut bytes = [0; size_of::<Allowance>()];
+            let at = offset_of!(Allowance, limit);
+            bytes[at..at + 4].copy_from_slice(&limit.to_ne_bytes());
+            set(&mut agent.allowances, *row, bytes);
         }
         let mut barred = [0; size_of::<Positions>()];
         let at = offset_of!(Positions, words);
@@ -237,6 +254,9 @@ impl Agent {
             muxes: table!(programs, "muxes"),
             services: table!(programs, "services"),
             endpoints: table!(programs, "endpoints"),
+            fragments: table!(programs, "fragments"),
+            quotas: table!(programs, "quotas"),
+            allowances: table!(programs, "allowances"),
             positions: table!(programs, "positions"),
             counters: table!(programs, "counters"),
             notices: table!(programs, "notices"),
@@ -282,8 +302,8 @@ impl Machine for Kernel {
     /// does. Those frames meet the same code at XDP, where there is no such limit.
     fn takes(&self, hook: Hook, frame: &[u8]) -> bool {
         let least = match (hook, frame.get(12..14)) {
-            (Hook::Egress | Hook::Ingress, Some([0x08, 0x00])) => 14 + 20,
-            (Hook::Egress | Hook::Ingress, Some([0x86, 0xdd])) => 14 + 40,
+            (Hook::Egress | Hook::Own | Hook::Ingress, Some([0x08, 0x00])) => 14 + 20,
+            (Hook::Egress | Hook::Own | Hook::Ingress, Some([0x86, 0xdd])) => 14 + 40,
             _ => 14,
         };
         frame.len() >= least
@@ -291,11 +311,18 @@ impl Machine for Kernel {
 
     fn pass(&mut self, hook: Hook, frame: &[u8]) -> Observed {
         let mut out = vec![0; frame.len() + 256];
-        let options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..Default::default() };
+        let context = context(if hook == Hook::Own { OWN_MARK } else { 0 });
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: (hook == Hook::Own).then_some(&context),
+            ..Default::default()
+        };
         let before = counts(self.counters(hook));
         let result = match hook {
-            Hook::Egress => classifier(&mut self.agent.programs, "egress").test_run(options),
+            Hook::Egress | Hook::Own => {
+                classifier(&mut self.agent.programs, "egress").test_run(options)
+            }
             Hook::Ingress => classifier(&mut self.agent.programs, "ingress").test_run(options),
             Hook::Mux => {
                 let program = self.mux.programs.program_mut("mux").expect("mux");
@@ -305,8 +332,12 @@ impl Machine for Kernel {
         let result = result.unwrap_or_else(|error| panic!("{hook:?}: {error:?}: {frame:02x?}"));
         let after = counts(self.counters(hook));
         let way = match (hook, result.return_value) {
-            (Hook::Egress | Hook::Ingress, TC_ACT_UNSPEC) | (Hook::Mux, XDP_PASS) => Way::On,
-            (Hook::Egress | Hook::Ingress, TC_ACT_SHOT) | (Hook::Mux, XDP_DROP) => Way::Dropped,
+            (Hook::Egress | Hook::Own | Hook::Ingress, TC_ACT_UNSPEC) | (Hook::Mux, XDP_PASS) => {
+                Way::On
+            }
+            (Hook::Egress | Hook::Own | Hook::Ingress, TC_ACT_SHOT) | (Hook::Mux, XDP_DROP) => {
+                Way::Dropped
+            }
             (Hook::Mux, XDP_TX) => Way::Back,
             (_, other) => panic!("{hook:?} answers {other}"),
         };
@@ -337,6 +368,12 @@ impl Machine for Kernel {
             bytes[at..at + 4].copy_from_slice(&seen.wrapping_sub(ticks).to_ne_bytes());
             flows.insert(key, bytes, 0).expect("an older flow");
         }
+        let fragments = &mut self.agent.fragments;
+        let rows: Vec<_> = fragments.iter().map(|entry| entry.expect("a fragment")).collect();
+        for (key, Raw(mut row)) in rows {
+            row.seen = row.seen.wrapping_sub(ticks);
+            fragments.insert(key, Raw(row), 0).expect("an older fragment");
+        }
         let mut settings = self.agent.settings.get(&0, 0).expect("settings");
         settings.0.adopt_until = settings.0.adopt_until.saturating_add_signed(-older);
         set(&mut self.agent.settings, 0, settings);
@@ -356,10 +393,17 @@ impl Machine for Kernel {
 impl Kernel {
     fn counters(&self, hook: Hook) -> &Counters {
         match hook {
-            Hook::Egress | Hook::Ingress => &self.agent.counters,
+            Hook::Egress | Hook::Own | Hook::Ingress => &self.agent.counters,
             Hook::Mux => &self.mux.counters,
         }
     }
+}
+
+/// What a program is told of a packet beside its bytes, as `__sk_buff`.
+fn context(mark: u32) -> [u8; 12] {
+    let [a, b, c, d] = mark.to_ne_bytes();
+    // len, pkt_type and mark come first; a test run takes no other length than zero.
+    [0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d]
 }
 
 fn classifier<'a>(programs: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {

@@ -7,15 +7,15 @@ use datapath::limits::{
     BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, PRIVATE_RANGES_MAX, SEGMENTS_MAX, VIPS_MAX,
 };
 use datapath::tables::{
-    Block, Endpoint, Policy, RuleKey, Segment, Service, Source, Ticks, Translation, agent_flag,
-    block_flag, policy_flag, rule_flag,
+    Block, Endpoint, Policy, RuleKey, Segment, Service, Source, Ticks, Timers, Translation,
+    agent_flag, block_flag, policy_flag, rule_flag,
 };
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{Address, TablesError, changed, gone, octets};
 use crate::addresses::existing;
 use crate::backends::public_rules;
-use crate::cluster::{IcmpEcho, LastHop};
+use crate::cluster::{FlowTimers, IcmpEcho, LastHop};
 use crate::decide::{Method, Protocol, route_exceptions};
 use crate::lease::LeaseState;
 use crate::objects::Objects;
@@ -37,6 +37,8 @@ pub mod policy_index {
     pub const UDP: u8 = 3;
     /// ICMP echo of the node and its pods.
     pub const ICMP: u8 = 4;
+    /// Everything else, where the node has an address for itself.
+    pub const OTHER: u8 = 5;
 }
 
 /// Everything that the tables of a node hold. Rows of arrays that are all zeroes are left out.
@@ -48,6 +50,9 @@ pub struct AgentTables {
     pub node: Address,
     /// [`agent_flag`]s.
     pub flags: u32,
+    /// How long flows that are not established may be silent: the load balancer's, then the NAT
+    /// gateway's.
+    pub timers: [Timers; 2],
     /// Sources that leave by policies.
     pub sources: BTreeMap<Ipv4Net, Source>,
     /// Destinations that are not translated.
@@ -119,6 +124,7 @@ pub fn agent_tables(
         epoch: offered,
         node: octets(address),
         flags: flags(objects, network),
+        timers: objects.cluster().timers.rows(),
         sources: sources(objects, node, network, address),
         private_ranges: untranslated(objects),
         vips: existing(objects).into_iter().map(octets).take(VIPS_MAX as usize).collect(),
@@ -131,7 +137,7 @@ pub fn agent_tables(
         ..AgentTables::default()
     };
     tables.place_blocks(network, present);
-    tables.place_policies(network);
+    tables.place_policies(network, &objects.cluster().timers);
     tables.place_services(objects, node, present);
     Ok(tables)
 }
@@ -171,7 +177,13 @@ fn sources(
         Some(Method::None) | None => policy_index::REFUSE,
     };
     let tcp = policy(Protocol::Tcp, policy_index::TCP);
-    let other = if tcp == policy_index::UNTRANSLATED { tcp } else { policy_index::REFUSE };
+    // Only a whole address can be used without ports.
+    let method = outbound(network, Protocol::Tcp).map(|found| found.method);
+    let other = match method {
+        Some(Method::InstancePublicIp) => policy_index::OTHER,
+        _ if tcp == policy_index::UNTRANSLATED => tcp,
+        _ => policy_index::REFUSE,
+    };
     let source = Source {
         tcp,
         udp: policy(Protocol::Udp, policy_index::UDP),
@@ -279,7 +291,7 @@ impl AgentTables {
         }
     }
 
-    fn place_policies(&mut self, network: &NodeNetwork) {
+    fn place_policies(&mut self, network: &NodeNetwork, timers: &FlowTimers) {
         let untranslated =
             Policy { translation: Translation::Untranslated as u8, ..Policy::default() };
         self.policies.insert(policy_index::UNTRANSLATED.into(), untranslated);
@@ -294,12 +306,22 @@ impl AgentTables {
                 continue;
             }
             let idle = Ticks::from_seconds(outbound.idle_timeout_in_minutes * 60).0;
+            let is_gateway = outbound.method == Method::NatGateway;
+            let mut flags = 0;
+            if outbound.enable_tcp_reset {
+                flags |= policy_flag::TCP_RESET;
+            }
+            if is_gateway {
+                flags |= policy_flag::GATEWAY_TIMERS;
+            }
+            let gateway_udp = Ticks::from_seconds(timers.nat_gateway.udp_seconds).0;
             let mut policy = Policy {
                 translation: Translation::Ports as u8,
-                flags: if outbound.enable_tcp_reset { policy_flag::TCP_RESET } else { 0 },
+                flags,
                 idle_tcp: idle,
-                idle_udp: idle,
-                idle_icmp: idle,
+                // A NAT gateway's setting is for TCP alone.
+                idle_udp: if is_gateway { gateway_udp } else { idle },
+                idle_icmp: if is_gateway { gateway_udp } else { idle },
                 ..Policy::default()
             };
             let addresses = outbound.addresses.iter();
@@ -311,6 +333,10 @@ impl AgentTables {
                 policy.segments += 1;
             }
             self.policies.insert(index.into(), policy);
+            if protocol == Protocol::Tcp && outbound.method == Method::InstancePublicIp {
+                policy.flags |= policy_flag::WHOLE_ADDRESS;
+                self.policies.insert(policy_index::OTHER.into(), policy);
+            }
         }
     }
 
