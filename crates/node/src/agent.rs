@@ -229,7 +229,7 @@ impl<'a> Agent<'a> {
             edits.iter().any(|edit| matches!(edit, AgentEdit::Block(..) | AgentEdit::Frontend(..)));
         if moves_blocks {
             // Flows of both the old and the new holding are in order while it changes.
-            self.holding.extend(holding_of(&desired));
+            self.holding.add(&holding_of(&desired));
         }
         // What the programs must know before the first packet.
         if self.settings.seed == [0; 2] {

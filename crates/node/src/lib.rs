@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod apply;
 pub mod attach;
+pub mod blocks;
 pub mod counters;
 pub mod exhaustion;
 pub mod inspect;
