@@ -1,6 +1,7 @@
 //! Tables as a running node and mux would have them, of a chosen number of flows or ports.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use datapath::limits::{BLOCKS_MAX, GUE_PORT, SNAT_PORT_MIN};
@@ -9,6 +10,7 @@ use datapath::tables::{
     RuleKey, Segment, Side, Source, Ticks, Translation, Vip, block_flag, mark, owner,
 };
 use node::raw::Raw;
+use node::sweep::Holding;
 
 use crate::measure::Random;
 use crate::programs::{Address, Object, flow_bytes};
@@ -135,7 +137,7 @@ fn now() -> Result<Ticks> {
 }
 
 /// The agent's settings.
-fn settings() -> AgentSettings<Address> {
+pub fn settings() -> AgentSettings<Address> {
     AgentSettings {
         node: NODE,
         gue_port: GUE_PORT,
@@ -146,6 +148,56 @@ fn settings() -> AgentSettings<Address> {
         flags: 0,
         epoch: 1,
     }
+}
+
+/// Where pods are.
+pub const POD_RANGE: (Address, u32) = (POD, 24);
+
+/// The same as [`outbound`], as datagrams.
+pub fn datagrams() -> Traffic {
+    Traffic { tcp: None, ..outbound(0) }
+}
+
+/// Datagrams of pods whose flows are over soon.
+pub fn hasty() -> Traffic {
+    let mut traffic = datagrams();
+    traffic.fields[0].base = number(HASTY_POD);
+    // Servers of their own: a port whose flow is over is given to the next one.
+    traffic.fields[1].base = number([198, 19, 0, 0]);
+    traffic
+}
+
+/// The first of these pods.
+const HASTY_POD: Address = [10, 244, 1, 1];
+/// How long their flows may be idle.
+const HASTE: Ticks = Ticks::from_seconds(1);
+/// When they are over: whether a flow is, is not asked any earlier.
+pub const OVER_AFTER: Duration = Duration::from_secs(16);
+
+/// Adds pods whose flows are over after [`OVER_AFTER`].
+pub fn add_hasty_pods(agent: &mut Object) -> Result<()> {
+    let idle = HASTE.0;
+    let policy = Policy { idle_tcp: idle, idle_udp: idle, idle_icmp: idle, ..policy() };
+    agent.set("policies", 1, Raw(policy))?;
+    agent.insert_prefix("sources", 24, HASTY_POD, Raw(Source { tcp: 1, udp: 1, icmp: 1, other: 1 }))
+}
+
+/// What the node holds: all ports of the VIP.
+pub fn holding() -> Holding {
+    (0..BLOCKS_MAX).map(|index| (VIP, SNAT_PORT_MIN + (index * 8) as u16)).collect()
+}
+
+fn policy() -> Policy {
+    let mut policy = Policy {
+        translation: Translation::Ports as u8,
+        segments: 1,
+        idle_tcp: IDLE.0,
+        idle_udp: IDLE.0,
+        idle_icmp: IDLE.0,
+        ..Default::default()
+    };
+    policy.blocks[0] = Segment { first: 0, count: BLOCKS_MAX as u16 };
+    policy
 }
 
 /// Fills an agent's tables for a node that holds all ports of `vip`, and whose pods are `pods`.
@@ -159,16 +211,7 @@ pub fn fill_agent(agent: &mut Object, vip: Address, pods: (Address, u32)) -> Res
         let flags = block_flag::USABLE;
         agent.set("blocks", index, Raw(Block { frontend: 0, start, flags, reserved: 0 }))?;
     }
-    let mut policy = Policy {
-        translation: Translation::Ports as u8,
-        segments: 1,
-        idle_tcp: IDLE.0,
-        idle_udp: IDLE.0,
-        idle_icmp: IDLE.0,
-        ..Default::default()
-    };
-    policy.blocks[0] = Segment { first: 0, count: BLOCKS_MAX as u16 };
-    agent.set("policies", 0, Raw(policy))?;
+    agent.set("policies", 0, Raw(policy()))?;
     agent.insert_prefix("sources", pods.1, pods.0, Raw(Source::default()))
 }
 
