@@ -42,10 +42,10 @@ struct World {
 }
 
 impl World {
-    fn new(name: &str, flows: u32) -> Result<World> {
+    fn new(name: &str, rows: u32) -> Result<World> {
         let scope = format!("bench-{}", std::process::id());
         let pins = Pins::new(&scope, name, Role::Agent);
-        let loaded = load::load(pins, Role::Agent, &[("flows", 2 * flows)])?;
+        let loaded = load::load(pins, Role::Agent, &[("flows", rows)])?;
         let Loaded { ebpf, pins, lock, .. } = loaded;
         let mut world = World { pins, agent: Object { ebpf }, _lock: lock };
         worlds::fill_agent(&mut world.agent, worlds::VIP, worlds::POD_RANGE)?;
@@ -124,14 +124,14 @@ struct Results {
 pub fn run(machine: &Machine) -> Result<()> {
     let mut bench = Object::load(load::BENCH_OBJECT)?;
     // Its flows grow old meanwhile.
-    let mut old = World::new("old", MILLION + MILLION / 64)?;
+    let mut old = World::new("old", worlds::rows(MILLION))?;
     let over = MILLION / 100 * OVER_PERCENT;
     worlds::add_hasty_pods(&mut old.agent)?;
     old.open(&mut bench, &worlds::hasty(), over)?;
     let opened = Instant::now();
     old.open(&mut bench, &worlds::datagrams(), MILLION - over)?;
     let mut passes = Vec::new();
-    let mut world = World::new("default", DEFAULT)?;
+    let mut world = World::new("default", FLOW_ENTRIES_DEFAULT)?;
     let memory = tables(&world.agent)?;
     // A table of exactly so many rows may be full a little early: the kernel keeps some free rows
     // for each CPU.
@@ -139,7 +139,7 @@ pub fn run(machine: &Machine) -> Result<()> {
     world.open(&mut bench, &worlds::datagrams(), flows)?;
     passes.push(measure(&world, flows, PASSES)?);
     drop(world);
-    let mut world = World::new("million", MILLION + MILLION / 64)?;
+    let mut world = World::new("million", worlds::rows(MILLION))?;
     world.open(&mut bench, &worlds::datagrams(), MILLION)?;
     passes.push(measure(&world, MILLION, PASSES)?);
     drop(world);

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use datapath::limits::{BLOCKS_MAX, GUE_PORT, SNAT_PORT_MIN};
+use datapath::limits::{BLOCKS_MAX, FLOW_ENTRIES_DEFAULT, GUE_PORT, SNAT_PORT_MIN};
 use datapath::tables::{
     AgentSettings, Block, Flow, FlowKey, FlowKind, MuxSettings, Node, Owners, Policy, Rule,
     RuleKey, Segment, Side, Source, Ticks, Translation, Vip, block_flag, mark, owner,
@@ -13,6 +13,7 @@ use node::raw::Raw;
 use node::sweep::Holding;
 
 use crate::measure::Random;
+use crate::plan::Field;
 use crate::programs::{Address, Object, flow_bytes};
 use crate::traffic::{Traffic, counted, fixed};
 
@@ -63,13 +64,22 @@ pub fn outbound(flags: u8) -> Traffic {
     }
 }
 
-/// The replies to the first 65,536 flows, as a mux sends them.
+/// The same to many ports of each server, so that [`translated_port`] gives no port twice.
+pub fn outbound_wide(flags: u8) -> Traffic {
+    let mut traffic = outbound(flags);
+    traffic.fields[3] = WIDE_SERVER_PORT;
+    traffic
+}
+
+const WIDE_SERVER_PORT: Field = counted(SERVER_PORT, 16, 31);
+
+/// The replies to the first [`FLOWS_MAX`] flows of [`outbound_wide`], as a mux sends them.
 pub fn replies(flags: u8) -> Traffic {
     Traffic {
         fields: [
             counted(number(SERVER), 6, 1023),
             fixed(number(VIP)),
-            fixed(SERVER_PORT),
+            WIDE_SERVER_PORT,
             counted(SNAT_PORT_MIN as u32, 0, 0x7fff),
         ],
         tcp: Some(flags),
@@ -111,7 +121,17 @@ pub fn to_service() -> Traffic {
 /// The VIP of the Service.
 pub const SERVICE_VIP: Address = [203, 0, 113, 20];
 
-/// The translated port of one of the first 65,536 flows.
+/// Flows of [`outbound_wide`] that can be open at once: tuples with another server, port of it or
+/// translated port.
+pub const FLOWS_MAX: u32 = 1 << 21;
+
+/// Rows of a table for so many flows. The kernel keeps some free rows for each CPU, so there are a
+/// few more than are needed.
+pub fn rows(flows: u32) -> u32 {
+    (2 * flows + flows / 32).max(FLOW_ENTRIES_DEFAULT)
+}
+
+/// The translated port of one of the first [`FLOWS_MAX`] flows.
 pub fn translated_port(flow: u32) -> u16 {
     SNAT_PORT_MIN + (flow & 0x7fff) as u16
 }
@@ -217,10 +237,10 @@ pub fn fill_agent(agent: &mut Object, vip: Address, pods: (Address, u32)) -> Res
 
 /// The agent of the micro bench, with `flows` flows open, put in in a random order.
 pub fn agent(object: &[u8], flows: u32) -> Result<Object> {
-    ensure!(flows <= 1 << 16, "more flows than tuples");
-    let mut agent = Object::load(object)?;
+    ensure!(flows <= FLOWS_MAX, "more flows than tuples");
+    let mut agent = Object::load_sized(object, &[("flows", rows(flows))])?;
     fill_agent(&mut agent, VIP, (POD, 24))?;
-    let traffic = outbound(0);
+    let traffic = outbound_wide(0);
     let now = now()?;
     let mut table = agent.flows("flows")?;
     for flow in Random::new(2).order(flows) {
@@ -249,7 +269,7 @@ pub fn agent(object: &[u8], flows: u32) -> Result<Object> {
 
 /// The bare look-up's table: a row for each flow and direction, as the agent has them.
 pub fn fill_bare(bench: &mut Object, flows: u32) -> Result<()> {
-    let traffic = outbound(0);
+    let traffic = outbound_wide(0);
     let mut table = bench.flows("bare_flows")?;
     for flow in Random::new(2).order(flows) {
         let key = key(&traffic, flow);
