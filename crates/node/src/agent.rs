@@ -232,7 +232,7 @@ impl<'a> Agent<'a> {
             edits.iter().any(|edit| matches!(edit, AgentEdit::Block(..) | AgentEdit::Frontend(..)));
         if moves_blocks {
             // Flows of both the old and the new holding are in order while it changes.
-            self.holding.extend(holding_of(&desired));
+            self.holding.add(&holding_of(&desired));
         }
         // What the programs must know before the first packet.
         if self.settings.seed == [0; 2] {
@@ -256,7 +256,7 @@ impl<'a> Agent<'a> {
         }
         let services = self.present.services.keys().filter(|key| key.protocol == protocol::TCP);
         self.answerable.set(
-            self.holding.iter().copied(),
+            self.holding.iter(),
             services.map(|key| (key.vip, u16::from_be_bytes(key.port))),
         );
         if self.attached_to.is_none() {

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod answer;
 pub mod apply;
 pub mod attach;
+pub mod blocks;
 pub mod counters;
 pub mod inspect;
 pub mod journal;

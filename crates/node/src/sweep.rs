@@ -4,7 +4,11 @@
 //! over, [`datapath::flow`] decides; both halves go together. The programs judge an entry
 //! themselves when a packet meets it, so a slow sweep costs room and never correctness.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    hash::{BuildHasherDefault, Hasher},
+    time::Duration,
+};
 
 use datapath::{
     egress::fingerprint,
@@ -19,18 +23,28 @@ use nix::{
 };
 
 use crate::{
+    blocks::Blocks,
     maps::{Address, FlowBytes, Flows, TableError},
     raw::{self, Cursor, PositionsMemory, Raw},
 };
 
-/// Rows of the flow table that one step looks at: 4 kernel calls of 4,096 rows.
-pub const STEP_ROWS_MAX: u32 = 4 * BATCH_ROWS;
-const BATCH_ROWS: u32 = 4096;
+/// Rows of the flow table that one step looks at, at most.
+pub const STEP_ROWS_MAX: u32 = 32 * BATCH_ROWS;
+/// CPU time after which a step ends, however few rows it has looked at: a row costs as much as the
+/// memory that it lies in. At a step each quarter of a second this is 4.4 % of one core.
+pub const STEP_TIME_MAX: Duration = Duration::from_millis(11);
+/// Rows of one kernel call.
+const BATCH_ROWS: u32 = 1024;
 
 /// The monotonic clock, as the programs read it.
 pub fn clock() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or_else(|_| TimeSpec::new(0, 0));
     now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+/// CPU time of this thread.
+fn spent() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// What one whole pass has found.
@@ -41,13 +55,13 @@ pub struct Usage {
     /// Flows that were over and were removed.
     pub removed: u64,
     /// Blocks (address, first port) on which outbound flows are left.
-    pub blocks: BTreeSet<(Address, u16)>,
+    pub blocks: Blocks,
     /// Most ports in use towards one destination.
     pub ports_used: u32,
 }
 
 /// Blocks that the node holds. Flows on other ports have lost their address and are ended.
-pub type Holding = BTreeSet<(Address, u16)>;
+pub type Holding = Blocks;
 
 /// Goes round in the flow table.
 pub struct Sweep {
@@ -55,11 +69,40 @@ pub struct Sweep {
     positions: PositionsMemory,
     cursor: Cursor,
     usage: Usage,
-    destinations: BTreeMap<(Address, [u8; 2], u8), u32>,
-    /// Positions of each watched destination that flows of this pass were seen on.
-    seen: BTreeMap<u64, Box<[u64; WORDS]>>,
+    /// Destinations of this pass's flows, and those that are watched, by their fingerprints.
+    destinations: HashMap<u64, Destination, BuildHasherDefault<AsItIs>>,
+    /// Positions that flows of this pass were seen on, for each row of a watched destination.
+    seen: Vec<Box<[u64; WORDS]>>,
     /// Bits that were set without a flow when the last pass ended.
     doubtful: BTreeMap<u64, Box<[u64; WORDS]>>,
+}
+
+/// A destination in one pass.
+struct Destination {
+    flows: u32,
+    /// Its place in [`Sweep::seen`], where it is watched.
+    seen: Option<u32>,
+}
+
+/// A fingerprint is a keyed hash already: nobody outside can make two of them meet.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0 << 8 | u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // Its lowest bit is always set, and the table goes by the low bits.
+        self.0 = number.rotate_right(8);
+    }
 }
 
 impl Sweep {
@@ -70,8 +113,8 @@ impl Sweep {
             positions,
             cursor: Cursor::default(),
             usage: Usage::default(),
-            destinations: BTreeMap::new(),
-            seen: BTreeMap::new(),
+            destinations: HashMap::default(),
+            seen: Vec::new(),
             doubtful: BTreeMap::new(),
         };
         sweep.begin();
@@ -89,8 +132,12 @@ impl Sweep {
         settings: &AgentSettings<Address>,
         holding: &Holding,
     ) -> Result<Option<Usage>, TableError> {
+        let start = spent();
         // BOUND: STEP_ROWS_MAX.
         for _ in 0..STEP_ROWS_MAX / BATCH_ROWS {
+            if spent().saturating_sub(start) >= STEP_TIME_MAX {
+                break;
+            }
             let (rows, next) = self.flows.batch(self.cursor, BATCH_ROWS)?;
             let now = Ticks::from_nanoseconds(clock());
             for (key, bytes) in rows {
@@ -108,14 +155,18 @@ impl Sweep {
         self.cursor = Cursor::default();
         self.usage = Usage::default();
         self.destinations.clear();
-        self.seen = watched(&self.positions)
-            .map(|(_, row)| (row.fingerprint.get(), Box::new([0; WORDS])))
-            .collect();
+        self.seen.clear();
+        for (_, row) in watched(&self.positions) {
+            let seen = Some(self.seen.len() as u32);
+            self.destinations.insert(row.fingerprint.get(), Destination { flows: 0, seen });
+            self.seen.push(Box::new([0; WORDS]));
+        }
     }
 
     fn end(&mut self) -> Usage {
         self.free_positions();
-        self.usage.ports_used = self.destinations.values().copied().max().unwrap_or(0);
+        let flows = self.destinations.values().map(|destination| destination.flows);
+        self.usage.ports_used = flows.max().unwrap_or(0);
         let usage = std::mem::take(&mut self.usage);
         self.begin();
         usage
@@ -134,10 +185,9 @@ impl Sweep {
         let outside = outside(key, &half, is_outbound);
         // A protocol without ports holds the whole address: any block of it.
         let outside = match outside.1 {
-            0 => holding.range(outside..).next().filter(|(vip, _)| *vip == outside.0).copied(),
-            _ => holding.get(&outside).copied(),
-        }
-        .unwrap_or(outside);
+            0 => holding.first_of(outside.0).unwrap_or(outside),
+            _ => outside,
+        };
         let is_lost = is_outbound && !holding.contains(&outside);
         if is_lost || is_over(&self.flows, settings, key, &half, now)? {
             if self.remove(key, bytes, &half, is_lost)? {
@@ -158,11 +208,13 @@ impl Sweep {
         self.usage.flows += 1;
         if is_outbound {
             self.usage.blocks.insert(outside);
-            let destination = (key.target, key.target_port, key.protocol);
-            *self.destinations.entry(destination).or_default() += 1;
-            let fingerprint = fingerprint_of(settings, key, &half);
-            if let Some(words) = self.seen.get_mut(&fingerprint)
-                && let Some(word) = words.get_mut(half.position as usize / 64)
+            let destination = match self.destinations.entry(fingerprint_of(settings, key, &half)) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(Destination { flows: 0, seen: None }),
+            };
+            destination.flows += 1;
+            if let Some(seen) = destination.seen
+                && let Some(word) = self.seen[seen as usize].get_mut(half.position as usize / 64)
             {
                 *word |= 1 << (half.position % 64);
             }
@@ -217,7 +269,9 @@ impl Sweep {
         let mut doubtful = BTreeMap::new();
         for (_, row) in watched(&self.positions) {
             let fingerprint = row.fingerprint.get();
-            let Some(seen) = self.seen.get(&fingerprint) else { continue };
+            let known =
+                self.destinations.get(&fingerprint).and_then(|destination| destination.seen);
+            let Some(seen) = known.map(|seen| &self.seen[seen as usize]) else { continue };
             let mut left = Box::new([0u64; WORDS]);
             for (word, bits) in row.words.iter().enumerate() {
                 let unused = bits.get() & !seen[word];

@@ -13,6 +13,7 @@ mod plan;
 mod programs;
 mod report;
 mod router;
+mod sweep;
 mod traffic;
 mod worlds;
 
@@ -26,8 +27,8 @@ use crate::measure::Machine;
 type Bench = fn(&Machine) -> Result<()>;
 
 /// The benches by name.
-const BENCHES: [(&str, Bench); 3] =
-    [("micro", micro::run), ("router", router::run), ("bulk", bulk::run)];
+const BENCHES: [(&str, Bench); 4] =
+    [("micro", micro::run), ("router", router::run), ("bulk", bulk::run), ("sweep", sweep::run)];
 
 fn main() -> ExitCode {
     match run() {

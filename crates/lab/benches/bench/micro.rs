@@ -17,7 +17,9 @@ use crate::traffic::{ACK, SYN, Traffic, Tuple};
 use crate::worlds::{self, MUX, VIP};
 
 const ROUNDS: usize = 11;
-const FLOWS: [u32; 3] = [1, 1024, 65_536];
+const FLOWS: [u32; 5] = [1, 1024, 65_536, 524_288, 1_048_576];
+/// A mux knows ports and no flows; there are no more ports than this.
+const PORTS_MAX: u32 = 65_536;
 /// A sample is taken in turns with its floor, so many times: a neighbour of a virtual machine comes
 /// and goes within milliseconds.
 const TURNS: u32 = 4;
@@ -28,7 +30,7 @@ const WARM: u32 = 1 << 12;
 /// New flows of one turn.
 const NEW_FLOWS: u32 = 1024;
 /// The first of them: no flow that is open has such a number.
-const NEW_FIRST: u32 = 1 << 17;
+const NEW_FIRST: u32 = worlds::FLOWS_MAX;
 /// Steps between two packets' flows: odd, so that a pass meets every flow once; large, so that
 /// neighbours in time are none in memory.
 const STEP: u32 = 40_503;
@@ -99,12 +101,17 @@ impl Case {
         self.floor() == Case::XdpEmpty
     }
 
+    /// Whether the number of flows makes a difference.
+    fn is_for(self, flows: u32) -> bool {
+        flows <= PORTS_MAX || !self.is_xdp()
+    }
+
     fn traffic(self) -> Traffic {
         match self {
             Case::TcEmpty | Case::TcLookup | Case::TcRewrite | Case::Egress => {
-                worlds::outbound(ACK)
+                worlds::outbound_wide(ACK)
             }
-            Case::EgressNew => worlds::outbound(SYN),
+            Case::EgressNew => worlds::outbound_wide(SYN),
             Case::TcUnwrap | Case::Ingress => worlds::replies(ACK),
             Case::XdpEmpty | Case::XdpWrap | Case::MuxReply => worlds::to_ports(),
             Case::MuxInbound => worlds::to_service(),
@@ -166,7 +173,8 @@ struct Rig {
 
 impl Rig {
     fn new(flows: u32) -> Result<Rig> {
-        let mut bench = Object::load(node::load::BENCH_OBJECT)?;
+        let rows = worlds::rows(flows);
+        let mut bench = Object::load_sized(node::load::BENCH_OBJECT, &[("bare_flows", rows)])?;
         worlds::fill_bare(&mut bench, flows)?;
         Ok(Rig {
             flows,
@@ -342,7 +350,7 @@ fn expected(case: Case, flow: u32, out: &[u8]) -> Vec<u8> {
         }
         Case::TcUnwrap => Traffic { wrapped: None, ..traffic }.frame(flow),
         Case::Ingress => {
-            let pod = worlds::outbound(ACK).tuple(flow);
+            let pod = worlds::outbound_wide(ACK).tuple(flow);
             let tuple = Tuple { target: pod.source, target_port: pod.source_port, ..tuple };
             Traffic { wrapped: None, ..traffic }.frame_of(&tuple)
         }
@@ -387,13 +395,14 @@ struct CaseResult {
 pub fn run(machine: &Machine) -> Result<()> {
     let mut rigs = FLOWS.map(Rig::new).into_iter().collect::<Result<Vec<_>>>()?;
     for rig in &mut rigs {
-        for case in CASES {
+        let flows = rig.flows;
+        for case in CASES.into_iter().filter(|case| case.is_for(flows)) {
             rig.check(case)?;
         }
     }
     for _ in 0..ROUNDS {
         for case in CASES {
-            for rig in &mut rigs {
+            for rig in rigs.iter_mut().filter(|rig| case.is_for(rig.flows)) {
                 rig.sample(case)?;
             }
         }
@@ -427,6 +436,7 @@ fn index(case: Case) -> usize {
 fn cases(rig: &Rig) -> Vec<CaseResult> {
     CASES
         .into_iter()
+        .filter(|case| case.is_for(rig.flows))
         .map(|case| CaseResult {
             case: case.name(),
             flows: rig.flows,
@@ -441,7 +451,7 @@ fn targets(rigs: &[Rig]) -> Vec<Target> {
         let (one, other) = (&rig.net[index(case)], &other_rig.net[index(other)]);
         spread(&paired(one, other, |one, other| one / other)).median
     };
-    let [few, _, many] = rigs else { return Vec::new() };
+    let [few, _, many, ..] = rigs else { return Vec::new() };
     vec![
         Target::new(
             "agent egress / bare look-up, 64k flows",

@@ -39,7 +39,16 @@ pub struct Object {
 impl Object {
     /// Loads an object and all its programs.
     pub fn load(bytes: &[u8]) -> Result<Object> {
-        let mut ebpf = EbpfLoader::new().load(bytes)?;
+        Object::load_sized(bytes, &[])
+    }
+
+    /// The same with other numbers of rows for some tables.
+    pub fn load_sized(bytes: &[u8], sizes: &[(&str, u32)]) -> Result<Object> {
+        let mut loader = EbpfLoader::new();
+        for (table, rows) in sizes {
+            loader.map_max_entries(table, *rows);
+        }
+        let mut ebpf = loader.load(bytes)?;
         for (name, program) in ebpf.programs_mut() {
             // A signal makes the verifier give up; it says so and may be asked again.
             let mut tries = 0;

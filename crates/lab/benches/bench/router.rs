@@ -27,14 +27,29 @@ use crate::report::{self, Table, Target, one, three};
 use crate::traffic::Traffic;
 use crate::worlds::{self, VIP};
 
-const ROUNDS: usize = 7;
-const FLOWS: [u32; 2] = [1024, 131_072];
+/// A number of flows, how often it is measured, and in which modes.
+struct Size {
+    flows: u32,
+    rounds: usize,
+    modes: &'static [Mode],
+}
+
+const SIZES: [Size; 4] = [
+    Size { flows: 1024, rounds: 7, modes: &MODES },
+    Size { flows: 131_072, rounds: 7, modes: &MODES },
+    Size { flows: 524_288, rounds: 5, modes: &LARGE },
+    Size { flows: 1_048_576, rounds: 3, modes: &LARGE },
+];
+
+/// Modes that are measured with many flows, which take seconds to open.
+const LARGE: [Mode; 4] = [Mode::Plain, Mode::Snat, Mode::Ours, Mode::OursConntrack];
+
 /// Packets of a steady sample.
 const PACKETS: u32 = 131_072;
 /// Steps from flow to flow: one for the pass that opens the flows, another for the passes after it.
 const STEPS: [u32; 2] = [40_503, 77_773];
 /// Connections that conntrack may hold while we measure.
-const CONNTRACK_MAX: u32 = 1 << 20;
+const CONNTRACK_MAX: u32 = 1 << 21;
 const CONNTRACK_FILE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0x0a, 1];
@@ -234,7 +249,7 @@ impl Bench {
     }
 
     fn sample(&mut self, mode: Mode, flows: u32) -> Result<Sample> {
-        let rules = Rules::set(mode)?;
+        let rules = Rules::set(mode, flows)?;
         let (first, opened) = self.pass(mode, flows, STEPS[0], flows)?;
         self.pass(mode, flows, STEPS[1], flows.min(16_384))?;
         let (steady, passed) = self.pass(mode, flows, STEPS[1], PACKETS)?;
@@ -253,7 +268,7 @@ impl Bench {
     /// Checks every mode on a few packets: the source, and both checksums.
     fn check(&mut self, mode: Mode) -> Result<()> {
         const PACKETS: u32 = 4096;
-        let rules = Rules::set(mode)?;
+        let rules = Rules::set(mode, PACKETS / 2)?;
         let plan = traffic().plan(0, PACKETS / 2, STEPS[0]);
         self.bench.set_plan(plan)?;
         self.bench.set_sink(mode.sink(true))?;
@@ -281,14 +296,15 @@ struct Rules {
 }
 
 impl Rules {
-    fn set(mode: Mode) -> Result<Rules> {
+    fn set(mode: Mode, flows: u32) -> Result<Rules> {
         flush_conntrack()?;
         if let Some(rules) = mode.rules() {
             command::run_with_input("nft", &["-f", "-"], &rules)?;
         }
         let mut rules = Rules { mode, _agent: None };
         if mode.is_ours() {
-            let mut agent = Object::load(node::load::AGENT_OBJECT)?;
+            let sizes = [("flows", worlds::rows(flows))];
+            let mut agent = Object::load_sized(node::load::AGENT_OBJECT, &sizes)?;
             worlds::fill_agent(&mut agent, VIP, (CLIENTS, 16))?;
             let order = TcAttachOptions::TcxOrder(LinkOrder::default());
             agent.classifier("egress")?.attach_with_options("r1", TcAttachType::Egress, order)?;
@@ -315,7 +331,6 @@ fn traffic() -> Traffic {
 /// The results.
 #[derive(Serialize)]
 struct Results {
-    rounds: usize,
     packets: u32,
     modes: Vec<ModeResult>,
     targets: Vec<Target>,
@@ -325,6 +340,7 @@ struct Results {
 struct ModeResult {
     mode: Mode,
     flows: u32,
+    rounds: usize,
     /// CPU nanoseconds per packet of a known flow.
     steady: Spread,
     /// The same of the first packet of a flow.
@@ -354,7 +370,7 @@ pub fn run(machine: &Machine) -> Result<()> {
     report::write("router", machine, &results)
 }
 
-/// Samples of each number of flows and mode, one for each round.
+/// Samples of each size and mode, one for each round.
 type Samples = Vec<Vec<Vec<Sample>>>;
 
 fn measure_all(mut bench: Object, cpu: usize) -> Result<Samples> {
@@ -365,55 +381,70 @@ fn measure_all(mut bench: Object, cpu: usize) -> Result<Samples> {
     for mode in MODES {
         bench.check(mode)?;
     }
-    let mut samples = vec![vec![Vec::new(); MODES.len()]; FLOWS.len()];
-    for _ in 0..ROUNDS {
-        for (flows, samples) in FLOWS.into_iter().zip(&mut samples) {
-            for (mode, samples) in MODES.into_iter().zip(samples) {
-                samples.push(bench.sample(mode, flows)?);
+    let mut samples = Samples::new();
+    for size in &SIZES {
+        let mut of_size = vec![Vec::new(); size.modes.len()];
+        for _ in 0..size.rounds {
+            for (mode, samples) in size.modes.iter().zip(&mut of_size) {
+                samples.push(bench.sample(*mode, size.flows)?);
             }
         }
+        samples.push(of_size);
     }
     Ok(samples)
 }
 
-fn of(samples: &[Vec<Sample>], mode: Mode, value: fn(&Sample) -> f64) -> Vec<f64> {
-    let index = MODES.iter().position(|other| *other == mode).unwrap_or(0);
-    samples[index].iter().map(value).collect()
+/// The samples of one size.
+struct OfSize<'a> {
+    size: &'a Size,
+    samples: &'a [Vec<Sample>],
 }
 
-fn ratio(samples: &[Vec<Sample>], mode: Mode, value: fn(&Sample) -> f64) -> f64 {
-    let (one, other) = (of(samples, mode, value), of(samples, Mode::Snat, value));
-    spread(&paired(&one, &other, |one, other| one / other)).median
+impl OfSize<'_> {
+    fn of(&self, mode: Mode, value: fn(&Sample) -> f64) -> Vec<f64> {
+        let index = self.size.modes.iter().position(|other| *other == mode).unwrap_or(0);
+        self.samples[index].iter().map(value).collect()
+    }
+
+    /// The median of the ratios to nftables snat in the same round.
+    fn ratio(&self, mode: Mode, value: fn(&Sample) -> f64) -> f64 {
+        let (one, other) = (self.of(mode, value), self.of(Mode::Snat, value));
+        spread(&paired(&one, &other, |one, other| one / other)).median
+    }
+
+    fn result(&self, mode: Mode) -> ModeResult {
+        ModeResult {
+            mode,
+            flows: self.size.flows,
+            rounds: self.size.rounds,
+            steady: spread(&self.of(mode, |sample| sample.steady)),
+            first: spread(&self.of(mode, |sample| sample.first)),
+            delivered: spread(&self.of(mode, |sample| sample.delivered)).min,
+            steady_ratio: self.ratio(mode, |sample| sample.steady),
+            first_ratio: self.ratio(mode, |sample| sample.first),
+        }
+    }
 }
 
 fn results(samples: &Samples) -> Results {
-    let mut modes = Vec::new();
-    for (flows, samples) in FLOWS.into_iter().zip(samples) {
-        for mode in MODES {
-            modes.push(ModeResult {
-                mode,
-                flows,
-                steady: spread(&of(samples, mode, |sample| sample.steady)),
-                first: spread(&of(samples, mode, |sample| sample.first)),
-                delivered: spread(&of(samples, mode, |sample| sample.delivered)).min,
-                steady_ratio: ratio(samples, mode, |sample| sample.steady),
-                first_ratio: ratio(samples, mode, |sample| sample.first),
-            });
-        }
-    }
-    let [few, many] = samples.as_slice() else { unreachable!("one entry for each of FLOWS") };
-    let steady = |samples| ratio(samples, Mode::Ours, |sample| sample.steady);
-    let first = |samples| ratio(samples, Mode::Ours, |sample| sample.first);
+    let all = SIZES.iter().zip(samples).map(|(size, samples)| OfSize { size, samples });
+    let all: Vec<_> = all.collect();
+    let modes = all.iter().flat_map(|of| of.size.modes.iter().map(|mode| of.result(*mode)));
+    let [thousand, many, most, _] = all.as_slice() else { unreachable!("one for each of SIZES") };
+    let steady = |of: &OfSize| of.ratio(Mode::Ours, |sample| sample.steady);
+    let first = |of: &OfSize| of.ratio(Mode::Ours, |sample| sample.first);
     let targets = vec![
-        Target::new("deguchi / nftables snat, 1k flows", steady(few), 0.85, 0.75),
+        Target::new("deguchi / nftables snat, 1k flows", steady(thousand), 0.85, 0.75),
         Target::new("deguchi / nftables snat, 128k flows", steady(many), 0.9, 0.8),
         Target::new("the same, first packet of 128k flows", first(many), 0.7, 0.5),
+        Target::new("deguchi / nftables snat, 512k flows", steady(most), 0.75, 0.65),
+        Target::new("the same, first packet of 512k flows", first(most), 0.5, 0.3),
     ];
-    Results { rounds: ROUNDS, packets: PACKETS, modes, targets }
+    Results { packets: PACKETS, modes: modes.collect(), targets }
 }
 
 fn print(results: &Results) {
-    for flows in FLOWS {
+    for size in &SIZES {
         let mut table = Table::new(&[
             "mode",
             "known flow min/med/max",
@@ -422,7 +453,7 @@ fn print(results: &Results) {
             "/ snat",
             "delivered",
         ]);
-        for mode in results.modes.iter().filter(|mode| mode.flows == flows) {
+        for mode in results.modes.iter().filter(|mode| mode.flows == size.flows) {
             table.row([
                 mode.mode.name().into(),
                 three(&mode.steady),
@@ -433,8 +464,8 @@ fn print(results: &Results) {
             ]);
         }
         table.print(&format!(
-            "router: CPU ns per packet of 64 bytes, {flows} flows, {} rounds",
-            results.rounds
+            "router: CPU ns per packet of 64 bytes, {} flows, {} rounds",
+            size.flows, size.rounds
         ));
     }
     report::print_targets(&results.targets);

@@ -1,16 +1,19 @@
 //! Tables as a running node and mux would have them, of a chosen number of flows or ports.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use datapath::limits::{BLOCKS_MAX, GUE_PORT, SNAT_PORT_MIN};
+use datapath::limits::{BLOCKS_MAX, FLOW_ENTRIES_DEFAULT, GUE_PORT, SNAT_PORT_MIN};
 use datapath::tables::{
     AgentSettings, Block, Flow, FlowKey, FlowKind, MuxSettings, Node, Owners, Policy, Rule,
     RuleKey, Segment, Side, Source, Ticks, Timers, Translation, Vip, block_flag, mark, owner,
 };
 use node::raw::Raw;
+use node::sweep::Holding;
 
 use crate::measure::Random;
+use crate::plan::Field;
 use crate::programs::{Address, Object, flow_bytes};
 use crate::traffic::{Traffic, counted, fixed};
 
@@ -61,13 +64,22 @@ pub fn outbound(flags: u8) -> Traffic {
     }
 }
 
-/// The replies to the first 65,536 flows, as a mux sends them.
+/// The same to many ports of each server, so that [`translated_port`] gives no port twice.
+pub fn outbound_wide(flags: u8) -> Traffic {
+    let mut traffic = outbound(flags);
+    traffic.fields[3] = WIDE_SERVER_PORT;
+    traffic
+}
+
+const WIDE_SERVER_PORT: Field = counted(SERVER_PORT, 16, 31);
+
+/// The replies to the first [`FLOWS_MAX`] flows of [`outbound_wide`], as a mux sends them.
 pub fn replies(flags: u8) -> Traffic {
     Traffic {
         fields: [
             counted(number(SERVER), 6, 1023),
             fixed(number(VIP)),
-            fixed(SERVER_PORT),
+            WIDE_SERVER_PORT,
             counted(SNAT_PORT_MIN as u32, 0, 0x7fff),
         ],
         tcp: Some(flags),
@@ -109,7 +121,17 @@ pub fn to_service() -> Traffic {
 /// The VIP of the Service.
 pub const SERVICE_VIP: Address = [203, 0, 113, 20];
 
-/// The translated port of one of the first 65,536 flows.
+/// Flows of [`outbound_wide`] that can be open at once: tuples with another server, port of it or
+/// translated port.
+pub const FLOWS_MAX: u32 = 1 << 21;
+
+/// Rows of a table for so many flows. The kernel keeps some free rows for each CPU, so there are a
+/// few more than are needed.
+pub fn rows(flows: u32) -> u32 {
+    (2 * flows + flows / 32).max(FLOW_ENTRIES_DEFAULT)
+}
+
+/// The translated port of one of the first [`FLOWS_MAX`] flows.
 pub fn translated_port(flow: u32) -> u16 {
     SNAT_PORT_MIN + (flow & 0x7fff) as u16
 }
@@ -135,7 +157,7 @@ fn now() -> Result<Ticks> {
 }
 
 /// The agent's settings.
-fn settings() -> AgentSettings<Address> {
+pub fn settings() -> AgentSettings<Address> {
     AgentSettings {
         node: NODE,
         gue_port: GUE_PORT,
@@ -149,6 +171,56 @@ fn settings() -> AgentSettings<Address> {
     }
 }
 
+/// Where pods are.
+pub const POD_RANGE: (Address, u32) = (POD, 24);
+
+/// The same as [`outbound`], as datagrams.
+pub fn datagrams() -> Traffic {
+    Traffic { tcp: None, ..outbound(0) }
+}
+
+/// Datagrams of pods whose flows are over soon.
+pub fn hasty() -> Traffic {
+    let mut traffic = datagrams();
+    traffic.fields[0].base = number(HASTY_POD);
+    // Servers of their own: a port whose flow is over is given to the next one.
+    traffic.fields[1].base = number([198, 19, 0, 0]);
+    traffic
+}
+
+/// The first of these pods.
+const HASTY_POD: Address = [10, 244, 1, 1];
+/// How long their flows may be idle.
+const HASTE: Ticks = Ticks::from_seconds(1);
+/// When they are over: whether a flow is, is not asked any earlier.
+pub const OVER_AFTER: Duration = Duration::from_secs(16);
+
+/// Adds pods whose flows are over after [`OVER_AFTER`].
+pub fn add_hasty_pods(agent: &mut Object) -> Result<()> {
+    let idle = HASTE.0;
+    let policy = Policy { idle_tcp: idle, idle_udp: idle, idle_icmp: idle, ..policy() };
+    agent.set("policies", 1, Raw(policy))?;
+    agent.insert_prefix("sources", 24, HASTY_POD, Raw(Source { tcp: 1, udp: 1, icmp: 1, other: 1 }))
+}
+
+/// What the node holds: all ports of the VIP.
+pub fn holding() -> Holding {
+    (0..BLOCKS_MAX).map(|index| (VIP, SNAT_PORT_MIN + (index * 8) as u16)).collect()
+}
+
+fn policy() -> Policy {
+    let mut policy = Policy {
+        translation: Translation::Ports as u8,
+        segments: 1,
+        idle_tcp: IDLE.0,
+        idle_udp: IDLE.0,
+        idle_icmp: IDLE.0,
+        ..Default::default()
+    };
+    policy.blocks[0] = Segment { first: 0, count: BLOCKS_MAX as u16 };
+    policy
+}
+
 /// Fills an agent's tables for a node that holds all ports of `vip`, and whose pods are `pods`.
 pub fn fill_agent(agent: &mut Object, vip: Address, pods: (Address, u32)) -> Result<()> {
     agent.set("settings", 0, Raw(settings()))?;
@@ -160,25 +232,16 @@ pub fn fill_agent(agent: &mut Object, vip: Address, pods: (Address, u32)) -> Res
         let flags = block_flag::USABLE;
         agent.set("blocks", index, Raw(Block { frontend: 0, start, flags, reserved: 0 }))?;
     }
-    let mut policy = Policy {
-        translation: Translation::Ports as u8,
-        segments: 1,
-        idle_tcp: IDLE.0,
-        idle_udp: IDLE.0,
-        idle_icmp: IDLE.0,
-        ..Default::default()
-    };
-    policy.blocks[0] = Segment { first: 0, count: BLOCKS_MAX as u16 };
-    agent.set("policies", 0, Raw(policy))?;
+    agent.set("policies", 0, Raw(policy()))?;
     agent.insert_prefix("sources", pods.1, pods.0, Raw(Source::default()))
 }
 
 /// The agent of the micro bench, with `flows` flows open, put in in a random order.
 pub fn agent(object: &[u8], flows: u32) -> Result<Object> {
-    ensure!(flows <= 1 << 16, "more flows than tuples");
-    let mut agent = Object::load(object)?;
+    ensure!(flows <= FLOWS_MAX, "more flows than tuples");
+    let mut agent = Object::load_sized(object, &[("flows", rows(flows))])?;
     fill_agent(&mut agent, VIP, (POD, 24))?;
-    let traffic = outbound(0);
+    let traffic = outbound_wide(0);
     let now = now()?;
     let mut table = agent.flows("flows")?;
     for flow in Random::new(2).order(flows) {
@@ -207,7 +270,7 @@ pub fn agent(object: &[u8], flows: u32) -> Result<Object> {
 
 /// The bare look-up's table: a row for each flow and direction, as the agent has them.
 pub fn fill_bare(bench: &mut Object, flows: u32) -> Result<()> {
-    let traffic = outbound(0);
+    let traffic = outbound_wide(0);
     let mut table = bench.flows("bare_flows")?;
     for flow in Random::new(2).order(flows) {
         let key = key(&traffic, flow);
