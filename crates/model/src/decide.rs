@@ -483,7 +483,7 @@ fn nat_gateway(asked: &Asked<'_>, why: &mut Vec<Step>) -> Option<Outbound> {
             .leases
             .iter()
             .filter(|lease| addresses.contains(&lease.range.address))
-            .filter(|lease| lease.state != crate::lease::LeaseState::Draining)
+            .filter(|lease| !lease.is_leaving())
             .map(|lease| lease.range.ports())
             .sum();
         (held, network.status.used_ports)

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addresses;
+mod allocation;
 pub mod backends;
 pub mod cluster;
 pub mod decide;

@@ -15,7 +15,8 @@ use crate::addresses;
 use crate::decide::{Outbound, Protocol, decide_default};
 use crate::kubernetes::Node;
 use crate::lease::{
-    Books, Demand, Drained, Lease, Millis, REST_SECONDS, Refusal, Settings, Situation, settle,
+    Books, Demand, Drained, LISTENER_WAIT_SECONDS, Lease, Millis, REST_SECONDS, Refusal, Settings,
+    Situation, settle,
 };
 use crate::objects::{DEFAULT, Kind, Object, ObjectKey, Objects};
 use crate::runtime::{NodeNetwork, NodeOutbound, fingerprint};
@@ -190,6 +191,13 @@ impl Step {
             .iter()
             .map(|(name, network)| (name.clone(), network.status.applied_epoch))
             .collect();
+        let silent: BTreeSet<String> = self
+            .after
+            .node_networks
+            .iter()
+            .filter(|(_, network)| network.is_silent(self.now))
+            .map(|(name, _)| name.clone())
+            .collect();
         let settlement = settle(
             &books,
             &Situation {
@@ -199,6 +207,7 @@ impl Step {
                 listeners: &listeners(&self.after),
                 drained: &drained,
                 applied: &applied,
+                silent: &silent,
                 acknowledged: acknowledged(&self.after, self.now),
                 now: self.now,
             },
@@ -207,12 +216,15 @@ impl Step {
             let entry = refusals.entry(node.clone()).or_default();
             entry.insert(refusal_reason(refusal).into(), refusal.to_string());
         }
-        for (node, range) in &settlement.cut {
+        for (node, address, port) in &settlement.taken {
             self.events.push(Event {
                 object: ObjectKey::new(Kind::Node, node),
                 is_warning: true,
-                reason: "FlowsCutForListener".into(),
-                message: format!("flows that used {range} end: a Service listens there now"),
+                reason: "PortTakenForListener".into(),
+                message: format!(
+                    "flows that leave by {address}:{port} end: a Service listens there, and has \
+                     waited {LISTENER_WAIT_SECONDS} s"
+                ),
             });
         }
         self.write_books(before, settlement.books, &refusals);

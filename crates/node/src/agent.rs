@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context, Result};
 use datapath::{
     limits::{BLOCK_PORTS, FLOW_ENTRIES_DEFAULT, GUE_OVERHEAD, GUE_PORT},
-    tables::AgentSettings,
+    tables::{AgentSettings, Block},
 };
 use model::{
-    lease::{Drained, LeaseState, PortRange},
+    lease::{Drained, PortRange},
     objects::Objects,
     runtime::NodeNetworkStatus,
     tables::{AgentEdit, AgentTables, agent_tables},
@@ -170,7 +170,9 @@ struct Agent<'a> {
     sweep: Sweep,
     holding: Holding,
     usage: Usage,
-    /// When the last pass through the flow table ended.
+    /// Epoch of the order that the last whole pass through the flow table went by.
+    followed: u32,
+    /// When that pass ended.
     passed: Option<Instant>,
     drained: Vec<Drained>,
     said: Option<NodeNetworkStatus>,
@@ -205,6 +207,7 @@ impl<'a> Agent<'a> {
             holding: holding_of(&present),
             present,
             usage: Usage::default(),
+            followed: 0,
             passed: None,
             drained: Vec::new(),
             said: None,
@@ -225,11 +228,13 @@ impl<'a> Agent<'a> {
     fn follow(&mut self, objects: &Objects, stop: &Stop) -> Result<()> {
         let desired = agent_tables(objects, &self.config.node, &self.present)?;
         let edits = desired.edits(&self.present);
-        let moves_blocks =
-            edits.iter().any(|edit| matches!(edit, AgentEdit::Block(..) | AgentEdit::Frontend(..)));
+        let moves_blocks = desired.taken != self.present.taken
+            || edits
+                .iter()
+                .any(|edit| matches!(edit, AgentEdit::Block(..) | AgentEdit::Frontend(..)));
         if moves_blocks {
             // Flows of both the old and the new holding are in order while it changes.
-            self.holding.extend(holding_of(&desired));
+            self.holding.blocks.extend(holding_of(&desired).blocks);
         }
         // What the programs must know before the first packet.
         if self.settings.seed == [0; 2] {
@@ -244,6 +249,7 @@ impl<'a> Agent<'a> {
         self.present.epoch = desired.epoch;
         self.present.node = desired.node;
         self.present.flags = desired.flags;
+        self.present.taken = desired.taken;
         if moves_blocks {
             self.holding = holding_of(&self.present);
             self.drained.clear();
@@ -326,6 +332,7 @@ impl<'a> Agent<'a> {
         }
         if let Some(usage) = self.sweep.step(&self.settings, &self.holding)? {
             self.usage = usage;
+            self.followed = self.settings.epoch;
             self.drained = self.drained(objects);
             self.passed = Some(Instant::now());
         }
@@ -335,10 +342,9 @@ impl<'a> Agent<'a> {
     /// Parts of draining leases on which the last pass has found no flow.
     fn drained(&self, objects: &Objects) -> Vec<Drained> {
         let Some(network) = objects.node_networks.get(&self.config.node) else { return Vec::new() };
-        let draining = network.spec.leases.iter().filter(|lease| {
-            lease.state == LeaseState::Draining && lease.epoch <= self.settings.epoch
-        });
-        draining
+        let leases = network.spec.leases.iter();
+        leases
+            .filter(|lease| lease.is_leaving() && lease.epoch <= self.settings.epoch)
             .flat_map(|lease| {
                 let address = lease.range.address.octets();
                 let free = lease
@@ -352,10 +358,11 @@ impl<'a> Agent<'a> {
             .collect()
     }
 
-    /// What to report; nothing before the programs are attached.
+    /// What to report; nothing before the programs are attached. An order is followed when a pass
+    /// has ended the flows on ports that it takes.
     fn status(&self) -> Option<NodeNetworkStatus> {
         self.attached_to.map(|_| NodeNetworkStatus {
-            applied_epoch: self.settings.epoch,
+            applied_epoch: self.followed,
             heartbeat: source::now(),
             drained: self.drained.clone(),
             used_ports: self.usage.ports_used,
@@ -392,11 +399,9 @@ impl<'a> Agent<'a> {
 }
 
 fn holding_of(tables: &AgentTables) -> Holding {
-    tables
-        .blocks
-        .values()
-        .filter_map(|block| Some((*tables.frontends.get(&block.frontend.into())?, block.start)))
-        .collect()
+    let start = |block: &Block| Some((*tables.frontends.get(&block.frontend.into())?, block.start));
+    let blocks = tables.blocks.values().filter_map(start).collect();
+    Holding { blocks, taken: tables.taken.clone() }
 }
 
 /// Blocks that follow each other, as ranges.

@@ -46,8 +46,20 @@ pub struct Usage {
     pub ports_used: u32,
 }
 
-/// Blocks that the node holds. Flows on other ports have lost their address and are ended.
-pub type Holding = BTreeSet<(Address, u16)>;
+/// What the node holds. Flows on other ports have lost their address and are ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Blocks (address, first port).
+    pub blocks: BTreeSet<(Address, u16)>,
+    /// Ports of these blocks that are taken: a Service listens there now.
+    pub taken: BTreeSet<(Address, u16)>,
+}
+
+impl Holding {
+    fn has(&self, (address, port): (Address, u16)) -> bool {
+        self.blocks.contains(&(address, block_of(port))) && !self.taken.contains(&(address, port))
+    }
+}
 
 /// Goes round in the flow table.
 pub struct Sweep {
@@ -132,7 +144,7 @@ impl Sweep {
         let Some(half) = raw::row::<Flow<Address>>(bytes) else { return Ok(()) };
         let is_outbound = half.kind == FlowKind::Outbound as u8;
         let outside = outside(key, &half, is_outbound);
-        let is_lost = is_outbound && !holding.contains(&outside);
+        let is_lost = is_outbound && !holding.has(outside);
         if is_lost || is_over(&self.flows, key, &half, now)? {
             if self.remove(key, bytes, &half, is_lost)? {
                 if is_outbound {
@@ -151,7 +163,7 @@ impl Sweep {
         }
         self.usage.flows += 1;
         if is_outbound {
-            self.usage.blocks.insert(outside);
+            self.usage.blocks.insert((outside.0, block_of(outside.1)));
             let destination = (key.target, key.target_port, key.protocol);
             *self.destinations.entry(destination).or_default() += 1;
             let fingerprint = fingerprint_of(settings, key, &half);
@@ -267,15 +279,19 @@ fn is_over(
     Ok(flow::expired(half, peer.as_ref(), key.protocol, now))
 }
 
-/// The block of the public port that an outbound flow uses.
+/// First port of the block that a port is in.
+fn block_of(port: u16) -> u16 {
+    port - port % BLOCK_PORTS as u16
+}
+
+/// The public port that an outbound flow uses.
 fn outside(key: &FlowKey<Address>, half: &Flow<Address>, is_outbound: bool) -> (Address, u16) {
     let (address, port) = if is_outbound && key.side == Side::Egress as u8 {
         (half.address, half.port)
     } else {
         (key.target, key.target_port)
     };
-    let port = u16::from_be_bytes(port);
-    (address, port - port % BLOCK_PORTS as u16)
+    (address, u16::from_be_bytes(port))
 }
 
 /// What stands for a flow's destination in its row of positions.
