@@ -152,6 +152,8 @@ pub struct Demand {
     pub ports: u32,
     /// How they lie.
     pub shape: Shape,
+    /// Whether more than that is given back at once, not only when others are short.
+    pub gives_back: bool,
 }
 
 impl Demand {
@@ -225,6 +227,7 @@ pub fn settle(before: &Books, situation: &Situation<'_>) -> Settlement {
     step.begin_use();
     step.clear_listeners();
     step.drop_unwanted();
+    step.give_back();
     let refusals = step.meet_demands();
     for leases in step.books.held.values_mut() {
         leases.sort();
@@ -471,6 +474,34 @@ impl Step<'_> {
         }
     }
 
+    /// Nodes that hold ports on demand drain what they need no more.
+    fn give_back(&mut self) {
+        let situation = self.situation;
+        for (node, demands) in situation.demands {
+            for demand in demands.iter().filter(|demand| demand.gives_back) {
+                // BOUND: each turn drains a part of what is too much.
+                while let Some(range) = self.spare(node, demand, u32::MAX) {
+                    self.drain(node, range, None);
+                }
+            }
+        }
+    }
+
+    /// A part of what `node` can do without on `demand`'s frontends, of about `ports` ports.
+    fn spare(&self, node: &str, demand: &Demand, ports: u32) -> Option<PortRange> {
+        let surplus = self.surplus(node, demand);
+        let leases = self.books.held.get(node)?.iter();
+        let usable = leases
+            .filter(|lease| !lease.is_leaving() && demand.frontends.contains(&lease.range.address));
+        // What is not in use yet costs nobody anything.
+        let range = usable.min_by_key(|lease| lease.state)?.range;
+        let ports = surplus.min(range.ports()).min(ports);
+        (ports > 0).then(|| match demand.shape {
+            Shape::Aligned => range.top_aligned(ports),
+            Shape::Runs => range.top(ports),
+        })
+    }
+
     /// Ports of `node` that count for `demand`.
     fn held(&self, node: &str, demand: &Demand) -> u32 {
         self.books.held.get(node).map_or(0, |leases| {
@@ -634,19 +665,10 @@ impl Step<'_> {
                 .filter(|(ports, _)| ports.0 > 0)
                 .collect();
             while missing > 0
-                && let Some((Reverse(ports), node)) = surplus.pop_first()
+                && let Some((_, node)) = surplus.pop_first()
             {
-                let leases = self.books.held.get(&node).into_iter().flatten();
-                let usable = leases.filter(|lease| {
-                    !lease.is_leaving() && demand.frontends.contains(&lease.range.address)
-                });
-                // What is not in use yet costs nobody anything.
-                let Some(lease) = usable.min_by_key(|lease| lease.state) else { continue };
-                let ports = ports.min(lease.range.ports()).min(missing.next_power_of_two());
-                let range = match demand.shape {
-                    Shape::Aligned => lease.range.top_aligned(ports),
-                    Shape::Runs => lease.range.top(ports),
-                };
+                let ports = missing.next_power_of_two();
+                let Some(range) = self.spare(&node, demand, ports) else { continue };
                 missing = missing.saturating_sub(range.ports());
                 self.drain(&node, range, None);
                 let left = self.surplus(&node, demand);

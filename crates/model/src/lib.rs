@@ -16,6 +16,7 @@ pub mod explain;
 pub mod kubernetes;
 pub mod lease;
 pub mod maglev;
+mod members;
 pub mod objects;
 mod places;
 pub mod planner;

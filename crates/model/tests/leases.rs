@@ -49,7 +49,7 @@ impl World {
     }
 
     fn wants(&mut self, node: &str, frontends: &[Ipv4Addr], ports: u32, shape: Shape) {
-        let demand = Demand { frontends: frontends.to_vec(), ports, shape };
+        let demand = Demand { frontends: frontends.to_vec(), ports, shape, gives_back: false };
         self.demands.insert(node.to_owned(), vec![demand]);
     }
 
