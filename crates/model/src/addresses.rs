@@ -12,9 +12,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
-use crate::decide::{Method, PUBLIC_IP_ANNOTATION, Protocol, decide_default};
+use crate::decide::{Method, PUBLIC_IP_ANNOTATION, Protocol, decide_among};
 use crate::kubernetes::Node;
 use crate::lease::{Millis, REST_SECONDS, Settings};
+use crate::members::Members;
 use crate::objects::Objects;
 use crate::runtime::DefaultOutboundIP;
 
@@ -229,9 +230,11 @@ pub fn assign(
     for name in &names {
         assign_instance(objects, &region, name, &mut used, &mut released, &mut refused);
     }
+    let members = Members::new(objects);
     for name in &names {
         assign_default(
             objects,
+            &members,
             settings,
             &region,
             name,
@@ -293,6 +296,7 @@ fn assign_instance(
 #[expect(clippy::too_many_arguments, reason = "the state of one pass over all nodes")]
 fn assign_default(
     objects: &mut Objects,
+    members: &Members,
     settings: &Settings,
     region: &Region,
     name: &str,
@@ -302,7 +306,7 @@ fn assign_default(
     refused: &mut BTreeMap<String, AddressRefused>,
 ) {
     let is_wanted = Protocol::ALL.into_iter().any(|protocol| {
-        decide_default(objects, settings, name, protocol).method == Method::DefaultOutbound
+        decide_among(objects, members, settings, name, protocol).method == Method::DefaultOutbound
     });
     let Some(machine) = objects.nodes.get(name).map(machine) else { return };
     let Some(network) = objects.node_networks.get_mut(name) else { return };

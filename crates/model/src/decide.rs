@@ -29,8 +29,9 @@ use datapath::limits::SEGMENTS_MAX;
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{IcmpEcho, LoadBalancerSku, OutboundType};
+use crate::cluster::{IcmpEcho, OutboundType};
 use crate::lease::{Demand, Settings, Shape, table_ports};
+use crate::members::{Members, is_standard};
 use crate::objects::Objects;
 use crate::resources::{
     FrontendIPConfiguration, LoadBalancer, LoadBalancingRule, NatGateway, OutboundRule, SubResource,
@@ -206,7 +207,7 @@ impl Outbound {
     fn with_demand(mut self, frontends: Vec<Frontend>, ports: u32, shape: Shape) -> Outbound {
         let addresses = frontends.iter().map(|frontend| frontend.address).collect();
         self.ports += ports;
-        self.demands.push(Demand { frontends: addresses, ports, shape });
+        self.demands.push(Demand { frontends: addresses, ports, shape, gives_back: false });
         self.frontends.extend(frontends);
         self
     }
@@ -235,9 +236,9 @@ pub fn decide(
     if private.is_some() {
         return Outbound { why, ..Outbound::new(Method::NotTranslated) };
     }
-    let mut outbound = by_route(route(objects, destination), &mut why, |why| {
-        platform(objects, settings, node, protocol, why)
-    });
+    let members = &Members::new(objects);
+    let asked = Asked { objects, members, settings, node, protocol };
+    let mut outbound = by_route(route(objects, destination), &mut why, |why| platform(&asked, why));
     outbound.why = why;
     outbound
 }
@@ -249,15 +250,26 @@ pub fn decide_default(
     node: &str,
     protocol: Protocol,
 ) -> Outbound {
+    decide_among(objects, &Members::new(objects), settings, node, protocol)
+}
+
+/// The same as [`decide_default`] for one of many nodes.
+pub(crate) fn decide_among(
+    objects: &Objects,
+    members: &Members,
+    settings: &Settings,
+    node: &str,
+    protocol: Protocol,
+) -> Outbound {
     let mut why = Vec::new();
+    let asked = Asked { objects, members, settings, node, protocol };
     let route = match default_route(objects) {
         Route::Elsewhere { .. } | Route::Nowhere(_) if has_internet_routes(objects) => {
             Route::Internet("some routes lead to the Internet".into())
         }
         route => route,
     };
-    let mut outbound =
-        by_route(route, &mut why, |why| platform(objects, settings, node, protocol, why));
+    let mut outbound = by_route(route, &mut why, |why| platform(&asked, why));
     outbound.why = why;
     outbound
 }
@@ -384,24 +396,17 @@ fn route(objects: &Objects, destination: Ipv4Addr) -> Route {
 /// Asks one question; the way out, if the answer is yes.
 type Way = fn(&Asked<'_>, &mut Vec<Step>) -> Option<Outbound>;
 
-fn platform(
-    objects: &Objects,
-    settings: &Settings,
-    node: &str,
-    protocol: Protocol,
-    why: &mut Vec<Step>,
-) -> Outbound {
+fn platform(asked: &Asked<'_>, why: &mut Vec<Step>) -> Outbound {
     let methods: [Way; 5] =
         [nat_gateway, instance_public_ip, outbound_rule, implicit_snat, default_outbound];
-    let asked = Asked { objects, settings, node, protocol };
-    let decided = methods.into_iter().find_map(|method| method(&asked, why));
+    let decided = methods.into_iter().find_map(|method| method(asked, why));
     let Some(decided) = decided else {
         ask(why, "Is there any other way out?", true, "no: packets are dropped");
         return Outbound::new(Method::None);
     };
     let azure_drops = decided.method != Method::InstancePublicIp
-        && protocol == Protocol::Icmp
-        && objects.cluster().icmp_echo == IcmpEcho::Drop;
+        && asked.protocol == Protocol::Icmp
+        && asked.objects.cluster().icmp_echo == IcmpEcho::Drop;
     if azure_drops {
         ask(why, "Is ICMP dropped?", true, format!("icmpEcho is Drop; {}", decided.method));
         return Outbound::new(Method::None);
@@ -412,6 +417,7 @@ fn platform(
 /// What is asked about.
 struct Asked<'a> {
     objects: &'a Objects,
+    members: &'a Members,
     settings: &'a Settings,
     node: &'a str,
     protocol: Protocol,
@@ -483,17 +489,32 @@ fn nat_gateway(asked: &Asked<'_>, why: &mut Vec<Step>) -> Option<Outbound> {
             .leases
             .iter()
             .filter(|lease| addresses.contains(&lease.range.address))
-            .filter(|lease| lease.state != crate::lease::LeaseState::Draining)
+            .filter(|lease| !lease.is_leaving())
             .map(|lease| lease.range.ports())
             .sum();
         (held, network.status.used_ports)
     });
-    // Four fifths in use: more before they run out.
-    let grows = held >= NAT_GATEWAY_STEP && u64::from(used) * 5 >= u64::from(held) * 4;
-    let ports = if grows { held + NAT_GATEWAY_STEP } else { NAT_GATEWAY_STEP };
     let frontends =
         addresses.into_iter().map(|address| Frontend { name: gateway.name.clone(), address });
-    Some(outbound.with_demand(frontends.collect(), ports, Shape::Aligned))
+    outbound = outbound.with_demand(frontends.collect(), gateway_ports(held, used), Shape::Aligned);
+    outbound.demands.iter_mut().for_each(|demand| demand.gives_back = true);
+    Some(outbound)
+}
+
+/// Ports for a node behind a NAT gateway that holds and uses so many: more before they run out,
+/// fewer when what would be left is hardly used.
+fn gateway_ports(held: u32, used: u32) -> u32 {
+    let used = u64::from(used);
+    let less = held.saturating_sub(NAT_GATEWAY_STEP);
+    if held < NAT_GATEWAY_STEP {
+        NAT_GATEWAY_STEP
+    } else if used * 5 >= u64::from(held) * 4 {
+        held + NAT_GATEWAY_STEP
+    } else if used * 5 < u64::from(less) * 2 {
+        less.max(NAT_GATEWAY_STEP)
+    } else {
+        held
+    }
 }
 
 fn instance_public_ip(asked: &Asked<'_>, why: &mut Vec<Step>) -> Option<Outbound> {
@@ -507,28 +528,6 @@ fn instance_public_ip(asked: &Asked<'_>, why: &mut Vec<Step>) -> Option<Outbound
     let frontend = Frontend { name: asked.node.to_owned(), address };
     let outbound = Outbound::new(Method::InstancePublicIp);
     Some(outbound.with_demand(vec![frontend], asked.settings.ports(), Shape::Runs))
-}
-
-/// Load balancers with a pool that has the node: the balancer, and the size of that pool.
-fn memberships<'a>(
-    objects: &'a Objects,
-    node: &'a str,
-) -> impl Iterator<Item = (&'a LoadBalancer, &'a str, u32)> + 'a {
-    let address = objects.nodes.get(node).and_then(|node| node.internal_ips().next());
-    objects.resources.load_balancers.values().flat_map(move |balancer| {
-        balancer.properties.backend_address_pools.iter().filter_map(move |pool| {
-            let members = &pool.properties.load_balancer_backend_addresses;
-            let is_member = members.iter().any(|member| match member.name.as_str() {
-                "" => member.properties.ip_address.parse().ok() == address && address.is_some(),
-                name => name == node,
-            });
-            is_member.then_some((balancer, pool.name.as_str(), members.len() as u32))
-        })
-    })
-}
-
-fn is_standard(balancer: &LoadBalancer) -> bool {
-    balancer.sku.as_ref().is_some_and(|sku| sku.name.eq_ignore_ascii_case("Standard"))
 }
 
 /// Public IPv4 addresses of a frontend; none for an internal one.
@@ -578,7 +577,7 @@ fn snat_rules<'a>(
 }
 
 fn implicit_frontends(asked: &Asked<'_>) -> Option<(String, Vec<Frontend>, u32)> {
-    for (balancer, pool, members) in memberships(asked.objects, asked.node) {
+    for (balancer, pool, members) in asked.members.pools_of(asked.objects, asked.node) {
         let names: BTreeSet<&str> = snat_rules(balancer, pool, asked.protocol)
             .filter_map(|rule| rule.properties.frontend_ip_configuration.as_ref())
             .map(SubResource::name)
@@ -603,7 +602,9 @@ fn outbound_rule(asked: &Asked<'_>, why: &mut Vec<Step>) -> Option<Outbound> {
         references(rule.properties.backend_address_pool.as_ref(), pool)
             && asked.protocol.is_covered_by(&rule.properties.protocol)
     };
-    let found = memberships(asked.objects, asked.node)
+    let found = asked
+        .members
+        .pools_of(asked.objects, asked.node)
         .filter(|(balancer, _, _)| is_standard(balancer))
         .find_map(|(balancer, pool, members)| {
             let rules = &balancer.properties.outbound_rules;
@@ -673,15 +674,6 @@ fn implicit_snat(asked: &Asked<'_>, why: &mut Vec<Step>) -> Option<Outbound> {
     Some(outbound.with_demand(frontends, ports, Shape::Aligned))
 }
 
-/// The node pool that a node is in.
-fn group<'a>(objects: &'a Objects, node: &str) -> &'a str {
-    let labels = objects.nodes.get(node).map(|node| &node.metadata.labels);
-    ["kubernetes.azure.com/agentpool", "agentpool"]
-        .into_iter()
-        .find_map(|key| labels?.get(key))
-        .map_or("", String::as_str)
-}
-
 fn default_outbound(asked: &Asked<'_>, why: &mut Vec<Step>) -> Option<Outbound> {
     const QUESTION: &str = "May the node use a default outbound address?";
     let objects = asked.objects;
@@ -690,23 +682,7 @@ fn default_outbound(asked: &Asked<'_>, why: &mut Vec<Step>) -> Option<Outbound> 
         ask(why, QUESTION, false, "outboundType is none");
         return None;
     }
-    let own_group = group(objects, asked.node);
-    let standard_ip = |node: &str| {
-        let network = objects.node_networks.get(node);
-        cluster.sku == LoadBalancerSku::Standard
-            && network.is_some_and(|network| network.spec.instance_public_ip.is_some())
-    };
-    let standard =
-        objects.nodes.keys().filter(|node| group(objects, node) == own_group).find_map(|node| {
-            let pool = memberships(objects, node).find(|(balancer, _, _)| is_standard(balancer));
-            match pool {
-                Some((balancer, _, _)) => {
-                    Some(format!("{node} is in a pool of Standard load balancer {}", balancer.name))
-                }
-                None => standard_ip(node).then(|| format!("{node} has a Standard public IP")),
-            }
-        });
-    if let Some(found) = standard {
+    if let Some(found) = asked.members.standard_in_group(objects, asked.node) {
         ask(why, QUESTION, false, found);
         return None;
     }

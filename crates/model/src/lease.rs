@@ -6,25 +6,34 @@
 //!
 //! ```text
 //!            take           every live mux has it
-//!   free ---------> Granted ----------------------> Usable
-//!    ^                 |                              |  no longer wanted, or others are short
-//!    | 120 s           | not wanted                   v
-//!   resting <----------+------------------------- Draining
-//!                          no flows left
+//!   free ---------> Granted ----------------------> Usable <----------------+
+//!    ^                 |                              |  no longer wanted,   | wanted again
+//!    | 120 s           | not wanted                   v  or others are short |
+//!   resting <----------+------------------------- Draining -----------------+
+//!    ^                     no flows left              |
+//!    |                                                | a listener has waited, and
+//!    |                     no flows left              v the node knows that its port is taken
+//!    +--------------------------------------------- Sharing
 //! ```
 //!
 //! Growing takes from the free ports first; when these are used up, nodes that hold more than
 //! their share stop using the surplus, and only what they have drained is given to others.
+//!
+//! A new listener inside a lease has the block of eight around it drained. What it has waited
+//! [`LISTENER_WAIT_SECONDS`] for is taken from the node, that one port alone, and given to the
+//! rules once the node has read so: no port has two users. Flows on the block's other ports go on.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use datapath::limits::{BLOCK_PORTS, SNAT_PORT_MAX, SNAT_PORT_MIN};
+use datapath::limits::BLOCK_PORTS;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
+use crate::allocation::listener_blocks;
+pub use crate::allocation::{Refusal, Supply, table_ports};
 use crate::ports::{Free, subtract};
-pub use crate::ports::{PortRange, Settings, TABLE, Tier};
+pub use crate::ports::{PortRange, Settings, Shape, TABLE, Tier};
 
 /// A point in time: milliseconds since 1970, as the caller's clock has it.
 #[derive(
@@ -56,6 +65,9 @@ pub enum LeaseState {
     Usable,
     /// Flows that it has may go on; new flows take other ports.
     Draining,
+    /// As [`Draining`](LeaseState::Draining), but some of its ports are listeners by now
+    /// ([`Lease::live`]): muxes send these by the rules, and all others of the block to the node.
+    Sharing,
 }
 
 /// A range that one node holds.
@@ -65,13 +77,37 @@ pub struct Lease {
     /// The ports.
     #[serde(flatten)]
     pub range: PortRange,
-    /// Epoch of the order that made it what it is: granted or draining.
+    /// Epoch of the order that made it what it is: granted, draining, or without some ports.
     pub epoch: u32,
     /// What the node may do with it.
     pub state: LeaseState,
-    /// A draining range is taken at this moment even with flows on it.
+    /// A listener in this block waits until this moment for flows to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_until: Option<Millis>,
+    /// Ports that listeners have taken: the node ends the flows that it has on them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub taken: BTreeSet<u16>,
+    /// Those of them that muxes send by the rules, because the node has read that they are taken.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub live: BTreeSet<u16>,
+}
+
+impl Lease {
+    /// A lease that no listener has to do with.
+    pub fn new(range: PortRange, epoch: u32, state: LeaseState) -> Lease {
+        let (taken, live) = (BTreeSet::new(), BTreeSet::new());
+        Lease { range, epoch, state, drain_until: None, taken, live }
+    }
+
+    /// Whether it has flows and gets no new ones.
+    pub fn is_leaving(&self) -> bool {
+        matches!(self.state, LeaseState::Draining | LeaseState::Sharing)
+    }
+
+    /// Whether `port` is still the node's, so that no rule may have it.
+    pub fn withholds(&self, address: Ipv4Addr, port: u16) -> bool {
+        self.range.address == address && self.range.contains(port) && !self.live.contains(&port)
+    }
 }
 
 /// A range that nobody holds and that nobody gets before its time.
@@ -107,15 +143,6 @@ pub struct Drained {
     pub epoch: u32,
 }
 
-/// How the ports of a holding lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Shape {
-    /// Aligned powers of two, which can be halved.
-    Aligned,
-    /// As few runs as possible.
-    Runs,
-}
-
 /// What a node should hold for one method.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
@@ -125,6 +152,15 @@ pub struct Demand {
     pub ports: u32,
     /// How they lie.
     pub shape: Shape,
+    /// Whether more than that is given back at once, not only when others are short.
+    pub gives_back: bool,
+}
+
+impl Demand {
+    /// Ports, in whole blocks.
+    fn ports(&self) -> u32 {
+        self.ports / BLOCK_PORTS * BLOCK_PORTS
+    }
 }
 
 /// What [`settle`] decides from.
@@ -153,6 +189,8 @@ pub struct Situation<'a> {
     pub drained: &'a BTreeMap<String, Vec<Drained>>,
     /// The order that each node follows.
     pub applied: &'a BTreeMap<String, u32>,
+    /// Nodes that have said nothing for long: a listener does not wait for them to read orders.
+    pub silent: &'a BTreeSet<String>,
     /// The oldest epoch among muxes that may still receive traffic; none: there is no such mux.
     pub acknowledged: Option<u32>,
     /// The time.
@@ -166,66 +204,8 @@ pub struct Settlement {
     pub books: Books,
     /// Who got less than wanted, and why.
     pub refusals: BTreeMap<String, Refusal>,
-    /// Ranges that were taken with flows on them, because a listener waited long enough.
-    pub cut: Vec<(String, PortRange)>,
-}
-
-/// Why a node holds less than it should.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Refusal {
-    /// There are too few ports, whoever waits.
-    #[error(
-        "node {node}: {held} of {wanted} ports: {nodes} nodes need {needed} ports, and \
-         {frontends} frontend(s) x {ports_per_frontend} ports - {listener_ports} at listeners = \
-         {available}"
-    )]
-    NoRoom {
-        /// The node.
-        node: String,
-        /// Ports that it should hold.
-        wanted: u32,
-        /// Ports that it holds.
-        held: u32,
-        /// Nodes that share the frontends.
-        nodes: u32,
-        /// Ports that they need together.
-        needed: u64,
-        /// Frontends that they share.
-        frontends: u32,
-        /// Ports of one frontend.
-        ports_per_frontend: u32,
-        /// Ports in blocks with listeners.
-        listener_ports: u32,
-        /// Ports that there are.
-        available: u64,
-    },
-    /// There are enough ports, but others have flows on them or they rest.
-    #[error(
-        "node {node}: {held} of {wanted} ports: waits for {draining} ports that other nodes drain \
-         and {resting} that rest"
-    )]
-    Waiting {
-        /// The node.
-        node: String,
-        /// Ports that it should hold.
-        wanted: u32,
-        /// Ports that it holds.
-        held: u32,
-        /// Ports that other nodes drain.
-        draining: u32,
-        /// Ports that rest.
-        resting: u32,
-    },
-    /// Free ports lie in too many pieces.
-    #[error("node {node}: {held} of {wanted} ports: a node holds at most {RANGES_MAX} ranges")]
-    TooManyRanges {
-        /// The node.
-        node: String,
-        /// Ports that it should hold.
-        wanted: u32,
-        /// Ports that it holds.
-        held: u32,
-    },
+    /// Ports that were taken from nodes, because a listener waited long enough.
+    pub taken: Vec<(String, Ipv4Addr, u16)>,
 }
 
 /// Decides who holds which ports next. The same books in the same situation come out unchanged,
@@ -235,32 +215,56 @@ pub fn settle(before: &Books, situation: &Situation<'_>) -> Settlement {
         next_epoch: before.epoch.saturating_add(1),
         books: before.clone(),
         situation,
-        cut: Vec::new(),
+        listener_blocks: listener_blocks(situation.listeners),
+        taken: Vec::new(),
         lost: BTreeSet::new(),
     };
     step.end_rests();
+    step.end_double_grants();
     step.end_leases_without_owner_or_address();
     step.end_drained();
+    step.share_with_listeners();
     step.begin_use();
     step.clear_listeners();
     step.drop_unwanted();
+    step.give_back();
     let refusals = step.meet_demands();
     for leases in step.books.held.values_mut() {
         leases.sort();
     }
     step.books.held.retain(|_, leases| !leases.is_empty());
-    step.books.resting.sort();
+    step.books.resting = merged(step.books.resting);
     if step.books.held != before.held {
         step.books.epoch = step.next_epoch;
     }
-    Settlement { books: step.books, refusals, cut: step.cut }
+    Settlement { books: step.books, refusals, taken: step.taken }
+}
+
+/// Rests that follow each other and end together, as one.
+fn merged(mut resting: Vec<Resting>) -> Vec<Resting> {
+    resting.sort();
+    let mut merged: Vec<Resting> = Vec::with_capacity(resting.len());
+    for next in resting {
+        match merged.last_mut() {
+            Some(last)
+                if last.range.address == next.range.address
+                    && last.range.end() == u32::from(next.range.start)
+                    && (last.until, &last.awaits) == (next.until, &next.awaits) =>
+            {
+                last.range.length += next.range.length;
+            }
+            _ => merged.push(next),
+        }
+    }
+    merged
 }
 
 struct Step<'a> {
     next_epoch: u32,
     books: Books,
     situation: &'a Situation<'a>,
-    cut: Vec<(String, PortRange)>,
+    listener_blocks: BTreeMap<Ipv4Addr, Vec<PortRange>>,
+    taken: Vec<(String, Ipv4Addr, u16)>,
     /// Nodes that could not take more pieces.
     lost: BTreeSet<String>,
 }
@@ -290,6 +294,38 @@ impl Step<'_> {
         self.books.resting.push(Resting { range, until, awaits });
     }
 
+    /// A controller that was held up in the middle of its writes may have granted what another
+    /// one has given away meanwhile. Nobody uses a grant before a later look, which is this one:
+    /// it goes, and what is older or in use stays.
+    fn end_double_grants(&mut self) {
+        let resting = self.books.resting.iter().map(|resting| resting.range);
+        let mut all: Vec<PortRange> = resting.collect();
+        all.extend(self.books.held.values().flatten().map(|lease| lease.range));
+        all.sort_unstable();
+        if all.windows(2).all(|pair| pair[0].intersection(pair[1]).is_none()) {
+            return;
+        }
+        let is_grant = |lease: &&Lease| lease.state == LeaseState::Granted;
+        let mut solid: Vec<PortRange> =
+            self.books.resting.iter().map(|resting| resting.range).collect();
+        let mut grants = Vec::new();
+        for (node, leases) in &mut self.books.held {
+            solid.extend(leases.iter().filter(|one| !is_grant(one)).map(|lease| lease.range));
+            grants.extend(leases.iter().filter(is_grant).map(|one| (node.clone(), one.clone())));
+            leases.retain(|lease| !is_grant(&lease));
+        }
+        grants.sort_by(|one, other| (one.1.epoch, &one.0).cmp(&(other.1.epoch, &other.0)));
+        for (node, lease) in grants {
+            let mut left = vec![lease.range];
+            for range in &solid {
+                left = left.into_iter().flat_map(|part| subtract(part, *range)).collect();
+            }
+            solid.extend(&left);
+            let left = left.into_iter().map(|range| Lease { range, ..lease.clone() });
+            self.books.held.entry(node).or_default().extend(left);
+        }
+    }
+
     fn end_leases_without_owner_or_address(&mut self) {
         let mut ended = Vec::new();
         for (node, leases) in &mut self.books.held {
@@ -307,38 +343,56 @@ impl Step<'_> {
 
     fn end_drained(&mut self) {
         let mut ended = Vec::new();
-        let mut cut = Vec::new();
         for (node, leases) in &mut self.books.held {
-            let reports = self.situation.drained.get(node).map_or(&[][..], Vec::as_slice);
+            let Some(reports) = self.situation.drained.get(node) else { continue };
             let mut kept = Vec::with_capacity(leases.len());
             for lease in leases.drain(..) {
-                if lease.state != LeaseState::Draining {
+                if !lease.is_leaving() {
                     kept.push(lease);
                     continue;
                 }
                 let mut left = vec![lease.range];
                 for report in reports.iter().filter(|report| report.epoch == lease.epoch) {
-                    left = left.iter().flat_map(|part| subtract(*part, report.range)).collect();
+                    left = left.into_iter().flat_map(|part| subtract(part, report.range)).collect();
                 }
-                // What is left of it is drained, cut or kept.
-                let until = lease.drain_until;
-                let is_cut = until.is_some_and(|until| until <= self.situation.now);
                 let gone = left.iter().fold(vec![lease.range], |parts: Vec<PortRange>, stays| {
-                    parts.iter().flat_map(|part| subtract(*part, *stays)).collect()
+                    parts.into_iter().flat_map(|part| subtract(part, *stays)).collect()
                 });
                 ended.extend(gone);
-                match is_cut {
-                    true => cut.extend(left.into_iter().map(|range| (node.clone(), range))),
-                    false => {
-                        kept.extend(left.into_iter().map(|range| Lease { range, ..lease.clone() }));
-                    }
-                }
+                kept.extend(left.into_iter().map(|range| Lease { range, ..lease.clone() }));
             }
             *leases = kept;
         }
         ended.into_iter().for_each(|range| self.rest(range));
-        cut.iter().for_each(|(node, range)| self.rest_taken(node.clone(), *range));
-        self.cut = cut;
+    }
+
+    /// Listeners whose wait is over take their ports; the rules have them once the node knows.
+    fn share_with_listeners(&mut self) {
+        for (node, leases) in &mut self.books.held {
+            let applied = self.situation.applied.get(node).copied().unwrap_or(0);
+            for lease in leases.iter_mut().filter(|lease| lease.is_leaving()) {
+                if let Some(until) = lease.drain_until {
+                    let listening = listening(self.situation, lease.range);
+                    let waiting: Vec<u16> = listening.difference(&lease.taken).copied().collect();
+                    if waiting.is_empty() {
+                        // Whoever it waited for has gone.
+                        lease.drain_until = None;
+                    } else if until <= self.situation.now {
+                        lease.drain_until = None;
+                        lease.epoch = self.next_epoch;
+                        lease.taken.extend(&waiting);
+                        let address = lease.range.address;
+                        self.taken
+                            .extend(waiting.into_iter().map(|port| (node.clone(), address, port)));
+                    }
+                }
+                let has_read = applied >= lease.epoch || self.situation.silent.contains(node);
+                if lease.live != lease.taken && has_read {
+                    lease.live.clone_from(&lease.taken);
+                    lease.state = LeaseState::Sharing;
+                }
+            }
+        }
     }
 
     fn begin_use(&mut self) {
@@ -368,37 +422,30 @@ impl Step<'_> {
                         epoch,
                         state: LeaseState::Draining,
                         drain_until,
+                        ..lease.clone()
                     }),
-                    LeaseState::Draining => {
-                        let drain_until = match (lease.drain_until, drain_until) {
-                            (Some(earlier), Some(later)) => Some(earlier.min(later)),
-                            (one, other) => one.or(other),
-                        };
+                    LeaseState::Draining | LeaseState::Sharing => {
+                        let drain_until = lease.drain_until.or(drain_until);
                         kept.push(Lease { range: part, drain_until, ..lease.clone() });
                     }
                 }
-                kept.extend(
-                    subtract(lease.range, part)
-                        .into_iter()
-                        .map(|range| Lease { range, ..lease.clone() }),
-                );
+                let around = subtract(lease.range, part).into_iter();
+                kept.extend(around.map(|range| Lease { range, ..lease.clone() }));
             }
             *leases = kept;
         }
         ended.into_iter().for_each(|range| self.rest(range));
     }
 
-    /// Ports with listeners leave the holdings, whole blocks at a time.
+    /// Blocks with listeners leave the holdings.
     fn clear_listeners(&mut self) {
         let until = self.situation.now.plus_seconds(LISTENER_WAIT_SECONDS);
         let mut to_drain = Vec::new();
         for (node, leases) in &self.books.held {
-            for lease in leases {
-                let blocks = listener_blocks(self.situation.listeners, lease.range.address);
-                for block in blocks {
-                    let overlap = lease.range.intersection(block);
-                    let waits = lease.state == LeaseState::Draining && lease.drain_until.is_some();
-                    if let (Some(part), false) = (overlap, waits) {
+            for lease in leases.iter().filter(|lease| lease.drain_until.is_none()) {
+                let Some(blocks) = self.listener_blocks.get(&lease.range.address) else { continue };
+                for part in blocks.iter().filter_map(|block| lease.range.intersection(*block)) {
+                    if !listening(self.situation, part).is_subset(&lease.taken) {
                         to_drain.push((node.clone(), part));
                     }
                 }
@@ -414,7 +461,7 @@ impl Step<'_> {
         let mut to_drain = Vec::new();
         for (node, leases) in &self.books.held {
             let demands = self.situation.demands.get(node).map_or(&[][..], Vec::as_slice);
-            for lease in leases.iter().filter(|lease| lease.state != LeaseState::Draining) {
+            for lease in leases.iter().filter(|lease| !lease.is_leaving()) {
                 let wanted =
                     demands.iter().any(|demand| demand.frontends.contains(&lease.range.address));
                 if !wanted {
@@ -427,16 +474,48 @@ impl Step<'_> {
         }
     }
 
+    /// Nodes that hold ports on demand drain what they need no more.
+    fn give_back(&mut self) {
+        let situation = self.situation;
+        for (node, demands) in situation.demands {
+            for demand in demands.iter().filter(|demand| demand.gives_back) {
+                // BOUND: each turn drains a part of what is too much.
+                while let Some(range) = self.spare(node, demand, u32::MAX) {
+                    self.drain(node, range, None);
+                }
+            }
+        }
+    }
+
+    /// A part of what `node` can do without on `demand`'s frontends, of about `ports` ports.
+    fn spare(&self, node: &str, demand: &Demand, ports: u32) -> Option<PortRange> {
+        let surplus = self.surplus(node, demand);
+        let leases = self.books.held.get(node)?.iter();
+        let usable = leases
+            .filter(|lease| !lease.is_leaving() && demand.frontends.contains(&lease.range.address));
+        // What is not in use yet costs nobody anything.
+        let range = usable.min_by_key(|lease| lease.state)?.range;
+        let ports = surplus.min(range.ports()).min(ports);
+        (ports > 0).then(|| match demand.shape {
+            Shape::Aligned => range.top_aligned(ports),
+            Shape::Runs => range.top(ports),
+        })
+    }
+
     /// Ports of `node` that count for `demand`.
     fn held(&self, node: &str, demand: &Demand) -> u32 {
         self.books.held.get(node).map_or(0, |leases| {
             leases
                 .iter()
-                .filter(|lease| lease.state != LeaseState::Draining)
+                .filter(|lease| !lease.is_leaving())
                 .filter(|lease| demand.frontends.contains(&lease.range.address))
                 .map(|lease| lease.range.ports())
                 .sum()
         })
+    }
+
+    fn missing(&self, node: &str, demand: &Demand) -> u32 {
+        demand.ports().saturating_sub(self.held(node, demand))
     }
 
     fn meet_demands(&mut self) -> BTreeMap<String, Refusal> {
@@ -445,7 +524,7 @@ impl Step<'_> {
             .iter()
             .flat_map(|(node, demands)| demands.iter().map(move |demand| (node, demand)))
             .map(|(node, demand)| (self.held(node, demand), node, demand))
-            .filter(|(held, _, demand)| *held < demand.ports)
+            .filter(|(held, _, demand)| *held < demand.ports())
             .collect();
         if short.is_empty() {
             return BTreeMap::new();
@@ -456,90 +535,112 @@ impl Step<'_> {
         for (_, node, demand) in &short {
             self.take_back_drain(node, demand);
             self.take(node, demand, &mut free);
+            self.exchange(node, demand, &mut free);
         }
         let still_short: Vec<(u32, &String, &Demand)> = short
             .into_iter()
             .map(|(_, node, demand)| (self.held(node, demand), node, demand))
-            .filter(|(held, _, demand)| *held < demand.ports)
+            .filter(|(held, _, demand)| *held < demand.ports())
             .collect();
         self.squeeze(&still_short);
-        still_short
-            .iter()
-            .map(|(held, node, demand)| ((*node).clone(), self.refusal(node, demand, *held)))
-            .collect()
+        self.refusals(&still_short)
     }
 
     fn free_ports(&self) -> BTreeMap<Ipv4Addr, Free> {
-        let mut taken: BTreeMap<Ipv4Addr, Vec<PortRange>> = BTreeMap::new();
+        let mut taken: BTreeMap<Ipv4Addr, Vec<PortRange>> = self.listener_blocks.clone();
         let held = self.books.held.values().flatten().map(|lease| lease.range);
         let resting = self.books.resting.iter().map(|resting| resting.range);
         for range in held.chain(resting) {
             taken.entry(range.address).or_default().push(range);
         }
-        self.situation
-            .addresses
-            .iter()
+        let settings = self.situation.settings;
+        let addresses = self.situation.addresses.iter();
+        addresses
             .map(|address| {
-                let mut taken = taken.remove(address).unwrap_or_default();
-                taken.extend(listener_blocks(self.situation.listeners, *address));
-                (*address, Free::between(*address, self.situation.settings, taken))
+                let taken = taken.remove(address).unwrap_or_default();
+                (*address, Free::between(*address, settings, taken))
             })
             .collect()
     }
 
-    /// A node that is short uses its own draining ranges again before it gets others.
+    /// A node that is short uses its own draining ranges again before it gets others. Every mux
+    /// has them as the node's still.
     fn take_back_drain(&mut self, node: &str, demand: &Demand) {
-        let mut missing = demand.ports.saturating_sub(self.held(node, demand));
-        let (listeners, epoch) = (self.situation.listeners, self.next_epoch);
+        let mut missing = self.missing(node, demand);
+        let epoch = self.next_epoch;
         let Some(leases) = self.books.held.get_mut(node) else { return };
         for lease in leases {
-            let at_listener = lease.drain_until.is_some()
-                || listener_blocks(listeners, lease.range.address)
-                    .any(|block| block.intersection(lease.range).is_some());
+            let is_at_listener = lease.drain_until.is_some() || !lease.taken.is_empty();
             if lease.state == LeaseState::Draining
-                && !at_listener
+                && !is_at_listener
                 && demand.frontends.contains(&lease.range.address)
                 && lease.range.ports() <= missing
             {
                 missing -= lease.range.ports();
-                lease.state = LeaseState::Granted;
+                lease.state = LeaseState::Usable;
                 lease.epoch = epoch;
             }
         }
     }
 
+    /// Ranges that are to stay. What drains falls into pieces and goes; it takes no room.
+    fn staying(&self, node: &str) -> usize {
+        let leases = self.books.held.get(node).into_iter().flatten();
+        leases.filter(|lease| !lease.is_leaving()).count()
+    }
+
+    fn grant(&mut self, node: &str, range: PortRange) {
+        let lease = Lease::new(range, self.next_epoch, LeaseState::Granted);
+        self.books.held.entry(node.to_owned()).or_default().push(lease);
+    }
+
     fn take(&mut self, node: &str, demand: &Demand, free: &mut BTreeMap<Ipv4Addr, Free>) {
-        let mut missing = demand.ports.saturating_sub(self.held(node, demand));
-        let leases = self.books.held.entry(node.to_owned()).or_default();
-        // What drains falls into pieces and goes; it takes no room from what is to stay.
-        let staying = leases.iter().filter(|lease| lease.state != LeaseState::Draining).count();
-        let mut room = RANGES_MAX.saturating_sub(staying);
+        let mut missing = self.missing(node, demand);
+        let mut room = RANGES_MAX.saturating_sub(self.staying(node));
         // The first frontend that has room for all of it, else what there is, in order.
         let whole = demand
             .frontends
             .iter()
             .find(|address| free.get(*address).is_some_and(|free| free.ports() >= missing));
-        let order: Vec<Ipv4Addr> =
-            whole.map_or_else(|| demand.frontends.clone(), |address| vec![*address]);
+        let order = whole.map_or(&demand.frontends[..], std::slice::from_ref);
         for address in order {
-            let Some(free) = free.get_mut(&address) else { continue };
-            let pieces = match demand.shape {
-                Shape::Aligned => free.take_aligned(missing, room),
-                Shape::Runs => free.take_runs(missing, room),
-            };
-            for range in pieces {
+            let Some(free) = free.get_mut(address) else { continue };
+            for range in free.take(demand.shape, missing, room) {
                 missing -= range.ports();
                 room -= 1;
-                leases.push(Lease {
-                    range,
-                    epoch: self.next_epoch,
-                    state: LeaseState::Granted,
-                    drain_until: None,
-                });
+                self.grant(node, range);
             }
         }
-        if missing > 0 && room == 0 {
-            self.lost.insert(node.to_owned());
+    }
+
+    /// A node that holds as many ranges as it may, and too few ports, gives small ranges for
+    /// larger ones.
+    fn exchange(&mut self, node: &str, demand: &Demand, free: &mut BTreeMap<Ipv4Addr, Free>) {
+        if self.missing(node, demand) == 0 || self.staying(node) < RANGES_MAX {
+            return;
+        }
+        // BOUND: each exchange leaves one small range less.
+        for _ in 0..RANGES_MAX {
+            let missing = self.missing(node, demand);
+            let leases = self.books.held.get(node).into_iter().flatten();
+            let smallest = leases
+                .filter(|lease| !lease.is_leaving())
+                .filter(|lease| demand.frontends.contains(&lease.range.address))
+                .map(|lease| lease.range)
+                .min_by_key(PortRange::ports);
+            let Some(smallest) = smallest.filter(|_| missing > 0) else { break };
+            let larger = demand.frontends.iter().find_map(|address| {
+                let mut rest = free.get(address)?.clone();
+                let range = rest.take(demand.shape, missing + smallest.ports(), 1).pop()?;
+                (range.ports() > smallest.ports()).then_some((rest, range))
+            });
+            let Some((rest, range)) = larger else {
+                self.lost.insert(node.to_owned());
+                break;
+            };
+            free.insert(range.address, rest);
+            self.drain(node, smallest, None);
+            self.grant(node, range);
         }
     }
 
@@ -547,23 +648,52 @@ impl Step<'_> {
     fn squeeze(&mut self, short: &[(u32, &String, &Demand)]) {
         let mut missing: BTreeMap<&[Ipv4Addr], (u32, &Demand)> = BTreeMap::new();
         for (held, _, demand) in short {
-            missing.entry(&demand.frontends).or_insert((0, demand)).0 += demand.ports - held;
+            missing.entry(&demand.frontends).or_insert((0, demand)).0 += demand.ports() - held;
         }
         for (mut missing, demand) in missing.into_values() {
             let (draining, resting) = self.underway(demand);
             missing = missing.saturating_sub(draining + resting);
-            while missing > 0 {
-                let Some((node, range)) = self.surplus(demand, missing) else { break };
+            if missing == 0 {
+                continue;
+            }
+            // Who can best do without comes first.
+            let mut surplus: BTreeSet<(Reverse<u32>, String)> = self
+                .books
+                .held
+                .keys()
+                .map(|node| (Reverse(self.surplus(node, demand)), node.clone()))
+                .filter(|(ports, _)| ports.0 > 0)
+                .collect();
+            while missing > 0
+                && let Some((_, node)) = surplus.pop_first()
+            {
+                let ports = missing.next_power_of_two();
+                let Some(range) = self.spare(&node, demand, ports) else { continue };
                 missing = missing.saturating_sub(range.ports());
                 self.drain(&node, range, None);
+                let left = self.surplus(&node, demand);
+                if left > 0 {
+                    surplus.insert((Reverse(left), node));
+                }
             }
         }
+    }
+
+    /// Ports that `node` holds on `demand`'s frontends and can do without.
+    fn surplus(&self, node: &str, demand: &Demand) -> u32 {
+        let own = self.situation.demands.get(node).map_or(&[][..], Vec::as_slice);
+        own.iter()
+            .filter(|own| own.frontends.iter().any(|one| demand.frontends.contains(one)))
+            .map(|own| self.held(node, own).saturating_sub(own.ports()))
+            .min()
+            .unwrap_or(0)
     }
 
     /// Ports on the demand's frontends that drain or rest, listener blocks left out.
     fn underway(&self, demand: &Demand) -> (u32, u32) {
         let count = |range: &PortRange| {
-            let listeners: u32 = listener_blocks(self.situation.listeners, range.address)
+            let blocks = self.listener_blocks.get(&range.address).into_iter().flatten();
+            let listeners: u32 = blocks
                 .filter_map(|block| block.intersection(*range))
                 .map(|part| part.ports())
                 .sum();
@@ -575,7 +705,7 @@ impl Step<'_> {
             .held
             .values()
             .flatten()
-            .filter(|lease| lease.state == LeaseState::Draining && on_demand(&lease.range))
+            .filter(|lease| lease.is_leaving() && on_demand(&lease.range))
             .map(|lease| count(&lease.range))
             .sum();
         let resting = self
@@ -588,185 +718,56 @@ impl Step<'_> {
         (draining, resting)
     }
 
-    /// The part of a holding that its node can best do without, on one of `demand`'s frontends.
-    fn surplus(&self, demand: &Demand, missing: u32) -> Option<(String, PortRange)> {
-        let mut best: Option<(u32, &String, PortRange)> = None;
-        for (node, leases) in &self.books.held {
-            let own = self.situation.demands.get(node).map_or(&[][..], Vec::as_slice);
-            for lease in leases.iter().filter(|lease| lease.state != LeaseState::Draining) {
-                if !demand.frontends.contains(&lease.range.address) {
-                    continue;
-                }
-                let surplus = own
-                    .iter()
-                    .filter(|own| own.frontends.contains(&lease.range.address))
-                    .map(|own| self.held(node, own).saturating_sub(own.ports))
-                    .min()
-                    .unwrap_or(0);
-                if surplus > best.as_ref().map_or(0, |best| best.0) {
-                    let ports = surplus.min(lease.range.ports()).min(missing.next_power_of_two());
-                    best = Some((surplus, node, lease.range.top(ports)));
-                }
-            }
+    fn refusals(&self, short: &[(u32, &String, &Demand)]) -> BTreeMap<String, Refusal> {
+        let mut known: BTreeMap<&[Ipv4Addr], (Supply, (u32, u32))> = BTreeMap::new();
+        let mut refusals = BTreeMap::new();
+        for (held, node, demand) in short {
+            let (supply, (draining, resting)) = *known
+                .entry(&demand.frontends)
+                .or_insert_with(|| (self.supply(demand), self.underway(demand)));
+            let (node, wanted, held) = ((*node).clone(), demand.ports(), *held);
+            let refusal = if self.lost.contains(&node) {
+                Refusal::TooManyRanges { node: node.clone(), wanted, held }
+            } else if supply.needed > supply.available() {
+                Refusal::NoRoom { node: node.clone(), wanted, held, supply }
+            } else {
+                Refusal::Waiting { node: node.clone(), wanted, held, supply, draining, resting }
+            };
+            refusals.insert(node, refusal);
         }
-        best.map(|(_, node, range)| (node.clone(), range))
+        refusals
     }
 
-    fn refusal(&self, node: &str, demand: &Demand, held: u32) -> Refusal {
-        let (node, wanted) = (node.to_owned(), demand.ports);
-        if self.lost.contains(&node) {
-            return Refusal::TooManyRanges { node, wanted, held };
-        }
-        let sharing: Vec<u32> = self
+    /// What the demand's frontends can give, and who needs it.
+    fn supply(&self, demand: &Demand) -> Supply {
+        let sharing = self
             .situation
             .demands
             .values()
             .flatten()
-            .filter(|other| other.frontends.iter().any(|one| demand.frontends.contains(one)))
-            .map(|other| other.ports)
-            .collect();
-        let needed = sharing.iter().map(|ports| u64::from(*ports)).sum();
+            .filter(|other| other.frontends.iter().any(|one| demand.frontends.contains(one)));
+        let (nodes, needed) = sharing
+            .fold((0, 0), |(nodes, needed), other| (nodes + 1, needed + u64::from(other.ports())));
+        let settings = self.situation.settings;
         let listener_ports = demand
             .frontends
             .iter()
-            .flat_map(|address| listener_blocks(self.situation.listeners, *address))
-            .filter_map(|block| block.intersection(self.situation.settings.whole(block.address)))
+            .flat_map(|address| self.listener_blocks.get(address).into_iter().flatten())
+            .filter_map(|block| block.intersection(settings.whole(block.address)))
             .map(|part| part.ports())
             .sum();
-        let ports_per_frontend = self.situation.settings.ports();
-        let frontends = demand.frontends.len() as u32;
-        let available = (u64::from(frontends) * u64::from(ports_per_frontend))
-            .saturating_sub(u64::from(listener_ports));
-        if needed > available {
-            return Refusal::NoRoom {
-                node,
-                wanted,
-                held,
-                nodes: sharing.len() as u32,
-                needed,
-                frontends,
-                ports_per_frontend,
-                listener_ports,
-                available,
-            };
-        }
-        let (draining, resting) = self.underway(demand);
-        Refusal::Waiting { node, wanted, held, draining, resting }
-    }
-}
-
-/// Blocks of `address` that have listeners, in order.
-fn listener_blocks(
-    listeners: &BTreeMap<Ipv4Addr, BTreeSet<u16>>,
-    address: Ipv4Addr,
-) -> impl Iterator<Item = PortRange> + '_ {
-    let block = BLOCK_PORTS as u16;
-    let blocks: BTreeSet<u16> =
-        listeners.get(&address).into_iter().flatten().map(|port| port / block * block).collect();
-    blocks.into_iter().map(move |start| PortRange { address, start, length: block })
-}
-
-/// Ports of each node by the table of pool sizes: the table's figure for each frontend, at most
-/// its largest.
-pub fn table_ports(settings: &Settings, pool_size: u32, frontends: u32) -> u32 {
-    let largest = settings.tiers.first().map_or(0, |tier| tier.ports);
-    let figure = settings
-        .tiers
-        .iter()
-        .find(|tier| pool_size <= tier.nodes)
-        .or(settings.tiers.last())
-        .map_or(0, |tier| tier.ports);
-    (figure * frontends).min(largest)
-}
-
-/// Why a number of ports for each node cannot be had.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum PortsRefused {
-    /// Ports come in blocks.
-    #[error(
-        "outbound rule {rule}: allocatedOutboundPorts {ports} is not a multiple of {BLOCK_PORTS}"
-    )]
-    NotMultipleOfEight {
-        /// The rule.
-        rule: String,
-        /// What it asks for.
-        ports: u32,
-    },
-    /// One node never gets more than one address has.
-    #[error(
-        "outbound rule {rule}: allocatedOutboundPorts {ports} > {most}, all ports of an address"
-    )]
-    MoreThanOneAddress {
-        /// The rule.
-        rule: String,
-        /// What it asks for.
-        ports: u32,
-        /// Ports of an address.
-        most: u32,
-    },
-    /// All nodes together want more than there is.
-    #[error(
-        "outbound rule {rule}: {nodes} nodes x {ports} ports = {needed} > {frontends} frontend(s) \
-         x {ports_per_frontend} ports - {listener_ports} at listeners = {available}"
-    )]
-    ExceedsAvailable {
-        /// The rule.
-        rule: String,
-        /// Members of its pool.
-        nodes: u32,
-        /// What it asks for.
-        ports: u32,
-        /// What all members need.
-        needed: u64,
-        /// Its frontends.
-        frontends: u32,
-        /// Ports of each.
-        ports_per_frontend: u32,
-        /// Ports in blocks with listeners.
-        listener_ports: u32,
-        /// What there is.
-        available: u64,
-    },
-}
-
-/// Checks a manual allocation: a multiple of eight, not above one address, enough for all nodes.
-pub fn check_manual(
-    rule: &str,
-    ports: u32,
-    nodes: u32,
-    frontends: &[Ipv4Addr],
-    listeners: &BTreeMap<Ipv4Addr, BTreeSet<u16>>,
-    settings: &Settings,
-) -> Result<(), PortsRefused> {
-    let rule = rule.to_owned();
-    if !ports.is_multiple_of(BLOCK_PORTS) {
-        return Err(PortsRefused::NotMultipleOfEight { rule, ports });
-    }
-    let most = u32::from(SNAT_PORT_MAX - SNAT_PORT_MIN) + 1;
-    if ports > most {
-        return Err(PortsRefused::MoreThanOneAddress { rule, ports, most });
-    }
-    let listener_ports: u32 = frontends
-        .iter()
-        .flat_map(|address| listener_blocks(listeners, *address))
-        .filter_map(|block| block.intersection(settings.whole(block.address)))
-        .map(|part| part.ports())
-        .sum();
-    let ports_per_frontend = settings.ports();
-    let available = (u64::from(ports_per_frontend) * frontends.len() as u64)
-        .saturating_sub(u64::from(listener_ports));
-    let needed = u64::from(nodes) * u64::from(ports);
-    if needed > available {
-        return Err(PortsRefused::ExceedsAvailable {
-            rule,
+        Supply {
             nodes,
-            ports,
             needed,
-            frontends: frontends.len() as u32,
-            ports_per_frontend,
+            frontends: demand.frontends.len() as u32,
+            ports_per_frontend: settings.ports(),
             listener_ports,
-            available,
-        });
+        }
     }
-    Ok(())
+}
+
+/// Ports of a range on which Services listen.
+fn listening(situation: &Situation<'_>, range: PortRange) -> BTreeSet<u16> {
+    let ports = situation.listeners.get(&range.address).into_iter().flatten();
+    ports.filter(|port| range.contains(**port)).copied().collect()
 }

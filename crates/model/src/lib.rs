@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addresses;
+mod allocation;
 pub mod backends;
 pub mod cluster;
 pub mod decide;
@@ -15,6 +16,7 @@ pub mod explain;
 pub mod kubernetes;
 pub mod lease;
 pub mod maglev;
+mod members;
 pub mod objects;
 mod places;
 pub mod planner;

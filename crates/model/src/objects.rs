@@ -488,33 +488,71 @@ impl Objects {
 
     /// The object with this key.
     pub fn get(&self, key: &ObjectKey) -> Option<Object> {
-        self.all_of(key.kind).into_iter().find(|object| object.key() == *key)
+        let name = match key.kind {
+            Kind::Service | Kind::Pod | Kind::EndpointSlice => {
+                format!("{}/{}", key.namespace, key.name)
+            }
+            _ => key.name.clone(),
+        };
+        self.select(key.kind, Select::Named(&name)).pop()
     }
 
     /// All objects of one kind, by name.
     pub fn all_of(&self, kind: Kind) -> Vec<Object> {
-        fn list<T: Clone>(map: &BTreeMap<String, T>, wrap: fn(T) -> Object) -> Vec<Object> {
-            map.values().cloned().map(wrap).collect()
+        self.select(kind, Select::All)
+    }
+
+    /// Objects of one kind that `other` does not have, or has otherwise.
+    pub fn unlike(&self, other: &Objects, kind: Kind) -> Vec<Object> {
+        self.select(kind, Select::Unlike(other))
+    }
+
+    fn select(&self, kind: Kind, select: Select<'_>) -> Vec<Object> {
+        macro_rules! list {
+            ($($field:ident).+, $wrap:path) => {
+                match select {
+                    Select::All => self.$($field).+.values().cloned().map($wrap).collect(),
+                    Select::Named(name) => {
+                        self.$($field).+.get(name).cloned().map($wrap).into_iter().collect()
+                    }
+                    Select::Unlike(other) => {
+                        let is_unlike =
+                            |(key, value): &(_, _)| other.$($field).+.get(*key) != Some(*value);
+                        let unlike = self.$($field).+.iter().filter(is_unlike);
+                        unlike.map(|(_, value)| $wrap(value.clone())).collect()
+                    }
+                }
+            };
         }
-        let resources = &self.resources;
         match kind {
-            Kind::ClusterNetwork => list(&self.cluster_networks, Object::ClusterNetwork),
-            Kind::PublicIPPool => list(&self.public_ip_pools, Object::PublicIPPool),
-            Kind::PublicIPAddress => self.public_ip_objects(),
-            Kind::PublicIPPrefix => list(&resources.public_ip_prefixes, Object::PublicIPPrefix),
-            Kind::LoadBalancer => list(&resources.load_balancers, Object::LoadBalancer),
-            Kind::NatGateway => list(&resources.nat_gateways, Object::NatGateway),
-            Kind::NetworkSecurityGroup => {
-                list(&resources.network_security_groups, Object::NetworkSecurityGroup)
+            Kind::ClusterNetwork => list!(cluster_networks, Object::ClusterNetwork),
+            Kind::PublicIPPool => list!(public_ip_pools, Object::PublicIPPool),
+            Kind::PublicIPAddress => {
+                let mut objects = self.public_ip_objects();
+                match select {
+                    Select::All => {}
+                    Select::Named(name) => objects.retain(|object| object.key().name == name),
+                    Select::Unlike(other) => {
+                        let others = other.public_ip_objects();
+                        objects.retain(|object| !others.contains(object));
+                    }
+                }
+                objects
             }
-            Kind::RouteTable => list(&resources.route_tables, Object::RouteTable),
-            Kind::NodeNetwork => list(&self.node_networks, Object::NodeNetwork),
-            Kind::MuxNetwork => list(&self.mux_networks, Object::MuxNetwork),
-            Kind::PortInventory => list(&self.port_inventories, Object::PortInventory),
-            Kind::Service => list(&self.services, Object::Service),
-            Kind::Node => list(&self.nodes, Object::Node),
-            Kind::Pod => list(&self.pods, Object::Pod),
-            Kind::EndpointSlice => list(&self.endpoint_slices, Object::EndpointSlice),
+            Kind::PublicIPPrefix => list!(resources.public_ip_prefixes, Object::PublicIPPrefix),
+            Kind::LoadBalancer => list!(resources.load_balancers, Object::LoadBalancer),
+            Kind::NatGateway => list!(resources.nat_gateways, Object::NatGateway),
+            Kind::NetworkSecurityGroup => {
+                list!(resources.network_security_groups, Object::NetworkSecurityGroup)
+            }
+            Kind::RouteTable => list!(resources.route_tables, Object::RouteTable),
+            Kind::NodeNetwork => list!(node_networks, Object::NodeNetwork),
+            Kind::MuxNetwork => list!(mux_networks, Object::MuxNetwork),
+            Kind::PortInventory => list!(port_inventories, Object::PortInventory),
+            Kind::Service => list!(services, Object::Service),
+            Kind::Node => list!(nodes, Object::Node),
+            Kind::Pod => list!(pods, Object::Pod),
+            Kind::EndpointSlice => list!(endpoint_slices, Object::EndpointSlice),
         }
     }
 
@@ -532,4 +570,12 @@ impl Objects {
         }
         objects.into_values().map(Object::PublicIPAddress).collect()
     }
+}
+
+/// Which objects of a kind.
+#[derive(Clone, Copy)]
+enum Select<'a> {
+    All,
+    Named(&'a str),
+    Unlike(&'a Objects),
 }

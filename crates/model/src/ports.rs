@@ -60,6 +60,12 @@ impl PortRange {
             length: ports as u16,
         }
     }
+
+    /// The largest aligned power of two of at most `ports` ports at the range's end.
+    pub fn top_aligned(&self, ports: u32) -> PortRange {
+        let most = 1 << ports.min(self.ports()).checked_ilog2().unwrap_or(0);
+        self.top(most.min(1 << self.end().trailing_zeros()))
+    }
 }
 
 impl std::fmt::Display for PortRange {
@@ -127,6 +133,15 @@ impl Settings {
     }
 }
 
+/// How the ports of a holding lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Shape {
+    /// Aligned powers of two, which can be halved.
+    Aligned,
+    /// As few runs as possible.
+    Runs,
+}
+
 /// Free ports of one address, as runs from the lowest to the highest.
 #[derive(Debug, Clone)]
 pub(crate) struct Free {
@@ -166,8 +181,16 @@ impl Free {
         self.runs.splice(index..=index, rest);
     }
 
+    /// Takes up to `ports` in at most `pieces_max` pieces of that shape.
+    pub fn take(&mut self, shape: Shape, ports: u32, pieces_max: usize) -> Vec<PortRange> {
+        match shape {
+            Shape::Aligned => self.take_aligned(ports, pieces_max),
+            Shape::Runs => self.take_runs(ports, pieces_max),
+        }
+    }
+
     /// Takes up to `ports` in at most `pieces_max` aligned powers of two, large and high first.
-    pub fn take_aligned(&mut self, ports: u32, pieces_max: usize) -> Vec<PortRange> {
+    fn take_aligned(&mut self, ports: u32, pieces_max: usize) -> Vec<PortRange> {
         let mut taken = Vec::new();
         let mut missing = ports;
         let mut size = match missing.checked_ilog2() {
@@ -193,7 +216,7 @@ impl Free {
     }
 
     /// Takes up to `ports` in at most `pieces_max` runs: the highest that fits, else the largest.
-    pub fn take_runs(&mut self, ports: u32, pieces_max: usize) -> Vec<PortRange> {
+    fn take_runs(&mut self, ports: u32, pieces_max: usize) -> Vec<PortRange> {
         let mut taken = Vec::new();
         let mut missing = ports / BLOCK_PORTS * BLOCK_PORTS;
         while missing > 0 && taken.len() < pieces_max {

@@ -12,11 +12,13 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::addresses;
-use crate::decide::{Outbound, Protocol, decide_default};
+use crate::decide::{Outbound, Protocol, decide_among};
 use crate::kubernetes::Node;
 use crate::lease::{
-    Books, Demand, Drained, Lease, Millis, REST_SECONDS, Refusal, Settings, Situation, settle,
+    Books, Demand, Drained, LISTENER_WAIT_SECONDS, Lease, Millis, REST_SECONDS, Refusal, Settings,
+    Situation, settle,
 };
+use crate::members::Members;
 use crate::objects::{DEFAULT, Kind, Object, ObjectKey, Objects};
 use crate::runtime::{NodeNetwork, NodeOutbound, fingerprint};
 use crate::services::plan_services;
@@ -165,9 +167,10 @@ impl Step {
             })
             .collect();
         let names: Vec<String> = self.after.nodes.keys().cloned().collect();
+        let members = Members::new(&self.after);
         for name in &names {
             let outbounds = Protocol::ALL.map(|protocol| {
-                (protocol, decide_default(&self.after, &self.settings, name, protocol))
+                (protocol, decide_among(&self.after, &members, &self.settings, name, protocol))
             });
             demands.insert(name.clone(), node_demands(&outbounds));
             if let Some(network) = self.after.node_networks.get_mut(name) {
@@ -190,6 +193,13 @@ impl Step {
             .iter()
             .map(|(name, network)| (name.clone(), network.status.applied_epoch))
             .collect();
+        let silent: BTreeSet<String> = self
+            .after
+            .node_networks
+            .iter()
+            .filter(|(_, network)| network.is_silent(self.now))
+            .map(|(name, _)| name.clone())
+            .collect();
         let settlement = settle(
             &books,
             &Situation {
@@ -199,6 +209,7 @@ impl Step {
                 listeners: &listeners(&self.after),
                 drained: &drained,
                 applied: &applied,
+                silent: &silent,
                 acknowledged: acknowledged(&self.after, self.now),
                 now: self.now,
             },
@@ -207,12 +218,15 @@ impl Step {
             let entry = refusals.entry(node.clone()).or_default();
             entry.insert(refusal_reason(refusal).into(), refusal.to_string());
         }
-        for (node, range) in &settlement.cut {
+        for (node, address, port) in &settlement.taken {
             self.events.push(Event {
                 object: ObjectKey::new(Kind::Node, node),
                 is_warning: true,
-                reason: "FlowsCutForListener".into(),
-                message: format!("flows that used {range} end: a Service listens there now"),
+                reason: "PortTakenForListener".into(),
+                message: format!(
+                    "flows that leave by {address}:{port} end: a Service listens there, and has \
+                     waited {LISTENER_WAIT_SECONDS} s"
+                ),
             });
         }
         self.write_books(before, settlement.books, &refusals);
@@ -392,18 +406,15 @@ fn writes(before: &Objects, after: &Objects, events: Vec<Event>) -> Vec<Write> {
     let mut puts = Vec::new();
     let mut deletes = Vec::new();
     for kind in WRITTEN {
-        let by_key = |objects: &Objects| -> BTreeMap<ObjectKey, Object> {
-            objects.all_of(kind).into_iter().map(|object| (object.key(), object)).collect()
-        };
-        let (old, new) = (by_key(before), by_key(after));
-        for (key, object) in &new {
-            match old.get(key) {
-                Some(old) if old == object => {}
-                Some(old) => puts.extend(changes(old, object)),
-                None => puts.push(Write::Put(object.clone())),
+        let mut old: BTreeMap<ObjectKey, Object> =
+            before.unlike(after, kind).into_iter().map(|object| (object.key(), object)).collect();
+        for object in after.unlike(before, kind) {
+            match old.remove(&object.key()) {
+                Some(old) => puts.extend(changes(&old, &object)),
+                None => puts.push(Write::Put(object)),
             }
         }
-        deletes.extend(old.into_keys().filter(|key| !new.contains_key(key)).map(Write::Delete));
+        deletes.extend(old.into_keys().map(Write::Delete));
     }
     deletes.reverse();
     puts.into_iter().chain(deletes).chain(events.into_iter().map(Write::Event)).collect()

@@ -16,6 +16,8 @@ use crate::lease::{Drained, Lease, Millis, Resting};
 
 /// A mux that has been silent this long receives no traffic any more.
 pub const MUX_SILENCE_SECONDS: u64 = 30;
+/// A node whose agent has been silent this long is not waited for by a listener.
+pub const NODE_SILENCE_SECONDS: u64 = 30;
 
 /// How one node leaves the cluster. Named like the node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -110,6 +112,13 @@ pub struct NodeNetworkStatus {
     pub drained: Vec<Drained>,
     /// Most ports in use towards one destination: more are asked for before they run out.
     pub used_ports: u32,
+}
+
+impl NodeNetwork {
+    /// Whether its agent has said nothing for long.
+    pub fn is_silent(&self, now: Millis) -> bool {
+        now >= self.status.heartbeat.plus_seconds(NODE_SILENCE_SECONDS)
+    }
 }
 
 /// One mux. Named like the machine.

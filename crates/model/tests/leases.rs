@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use model::lease::{
-    Books, Demand, Drained, Lease, LeaseState, Millis, PortRange, PortsRefused, Refusal, Settings,
-    Settlement, Shape, Situation, check_manual, settle, table_ports,
+    Books, Demand, Drained, Lease, LeaseState, Millis, PortRange, Refusal, Settings, Settlement,
+    Shape, Situation, settle, table_ports,
 };
 use proptest::prelude::*;
 
@@ -21,6 +21,7 @@ struct World {
     listeners: BTreeMap<Ipv4Addr, BTreeSet<u16>>,
     drained: BTreeMap<String, Vec<Drained>>,
     applied: BTreeMap<String, u32>,
+    silent: BTreeSet<String>,
     acknowledged: Option<u32>,
     now: Millis,
 }
@@ -35,6 +36,7 @@ impl World {
             listeners: BTreeMap::new(),
             drained: BTreeMap::new(),
             applied: BTreeMap::new(),
+            silent: BTreeSet::new(),
             acknowledged: None,
             now: Millis(1_000_000),
         }
@@ -47,7 +49,7 @@ impl World {
     }
 
     fn wants(&mut self, node: &str, frontends: &[Ipv4Addr], ports: u32, shape: Shape) {
-        let demand = Demand { frontends: frontends.to_vec(), ports, shape };
+        let demand = Demand { frontends: frontends.to_vec(), ports, shape, gives_back: false };
         self.demands.insert(node.to_owned(), vec![demand]);
     }
 
@@ -69,6 +71,7 @@ impl World {
                 listeners: &self.listeners,
                 drained: &self.drained,
                 applied: &self.applied,
+                silent: &self.silent,
                 acknowledged: self.acknowledged,
                 now: self.now,
             },
@@ -95,7 +98,7 @@ impl World {
         let drained = self
             .leases(node)
             .iter()
-            .filter(|lease| lease.state == LeaseState::Draining)
+            .filter(|lease| lease.is_leaving())
             .map(|lease| Drained { range: lease.range, epoch: lease.epoch })
             .collect();
         self.drained.insert(node.to_owned(), drained);
@@ -395,26 +398,139 @@ fn blocks_with_listeners_are_never_leased() {
     );
 }
 
-#[test]
-fn a_new_listener_waits_for_its_block_to_drain_and_no_longer_than_60_seconds() {
+/// A node whose lease of 1,024 ports has a new listener at port 64,000 that it has flows around.
+fn with_listener() -> World {
     let mut world = World::new();
     world.table(1);
     world.settle();
     world.settle();
     world.listeners.insert(A, BTreeSet::from([64_000]));
     world.settle();
-    assert_eq!(world.ports("n0000", LeaseState::Draining), 8);
+    world
+}
+
+/// The lease of the block 64,000-64,007.
+fn block(world: &World) -> &Lease {
+    let block = PortRange { address: A, start: 64_000, length: 8 };
+    world.leases("n0000").iter().find(|lease| lease.range == block).unwrap()
+}
+
+#[test]
+fn a_new_listener_waits_60_seconds_for_its_block_and_then_takes_its_own_port_alone() {
+    let mut world = with_listener();
+    assert_eq!(block(&world).state, LeaseState::Draining);
     // 8 ports of another range make up for it.
     assert_eq!(world.ports("n0000", LeaseState::Granted), 8);
     world.now = world.now.plus_seconds(59);
-    assert!(world.settle().cut.is_empty());
-    assert_eq!(world.ports("n0000", LeaseState::Draining), 8);
+    assert!(world.settle().taken.is_empty());
+    assert!(block(&world).taken.is_empty());
     world.now = world.now.plus_seconds(1);
     let settlement = world.settle();
-    let block = PortRange { address: A, start: 64_000, length: 8 };
-    assert_eq!(settlement.cut, [("n0000".to_owned(), block)]);
-    assert_eq!(world.ports("n0000", LeaseState::Draining), 0);
+    assert_eq!(settlement.taken, [("n0000".to_owned(), A, 64_000)]);
+    assert_eq!(block(&world).taken, BTreeSet::from([64_000]));
     assert_eq!(world.ports("n0000", LeaseState::Usable), 1024);
+    // It is said once.
+    assert!(world.settle().taken.is_empty());
+    // Flows on the other seven go on for as long as they like.
+    world.applied.insert("n0000".into(), world.books.epoch);
+    world.now = world.now.plus_seconds(100_000);
+    world.settle();
+    assert_eq!(block(&world).state, LeaseState::Sharing);
+    world.drain_all("n0000");
+    world.settle();
+    assert_eq!(world.ports("n0000", LeaseState::Sharing), 0);
+}
+
+#[test]
+fn a_listeners_port_goes_by_the_rules_only_when_its_node_has_read_that_it_is_taken() {
+    let mut world = with_listener();
+    world.now = world.now.plus_seconds(60);
+    world.settle();
+    let order = block(&world).epoch;
+    assert_eq!(order, world.books.epoch);
+    world.applied.insert("n0000".into(), order - 1);
+    world.settle();
+    assert_eq!(block(&world).state, LeaseState::Draining);
+    assert!(block(&world).withholds(A, 64_000));
+    world.applied.insert("n0000".into(), order);
+    world.settle();
+    assert_eq!(block(&world).state, LeaseState::Sharing);
+    assert!(!block(&world).withholds(A, 64_000));
+    assert!(block(&world).withholds(A, 64_001));
+    assert_eq!(block(&world).epoch, order, "the node has nothing new to read");
+}
+
+#[test]
+fn a_listener_does_not_wait_for_a_node_that_is_silent() {
+    let mut world = with_listener();
+    world.now = world.now.plus_seconds(60);
+    world.settle();
+    world.silent.insert("n0000".into());
+    world.settle();
+    assert_eq!(block(&world).live, BTreeSet::from([64_000]));
+}
+
+#[test]
+fn a_second_listener_in_a_shared_block_waits_like_the_first() {
+    let mut world = with_listener();
+    world.now = world.now.plus_seconds(60);
+    world.settle();
+    world.applied.insert("n0000".into(), world.books.epoch);
+    world.settle();
+    world.listeners.insert(A, BTreeSet::from([64_000, 64_005]));
+    world.settle();
+    assert!(block(&world).withholds(A, 64_005) && !block(&world).withholds(A, 64_000));
+    world.now = world.now.plus_seconds(59);
+    assert!(world.settle().taken.is_empty());
+    world.now = world.now.plus_seconds(1);
+    assert_eq!(world.settle().taken, [("n0000".to_owned(), A, 64_005)]);
+    assert!(block(&world).withholds(A, 64_005) && !block(&world).withholds(A, 64_000));
+    world.applied.insert("n0000".into(), world.books.epoch);
+    world.settle();
+    assert_eq!(block(&world).live, BTreeSet::from([64_000, 64_005]));
+}
+
+#[test]
+fn a_listener_that_goes_while_it_waits_takes_no_port() {
+    let mut world = with_listener();
+    world.now = world.now.plus_seconds(59);
+    world.listeners.clear();
+    world.settle();
+    world.now = world.now.plus_seconds(1);
+    assert!(world.settle().taken.is_empty());
+    assert!(block(&world).taken.is_empty());
+    assert_eq!(block(&world).drain_until, None);
+    // One that comes later waits anew.
+    world.listeners.insert(A, BTreeSet::from([64_000]));
+    world.settle();
+    assert_eq!(block(&world).drain_until, Some(world.now.plus_seconds(60)));
+}
+
+#[test]
+fn a_block_that_a_listener_has_taken_a_port_of_is_not_used_again_before_it_has_rested() {
+    let mut world = World::narrow(1024, 2047);
+    world.wants("n1", &[A], 1024, Shape::Aligned);
+    world.settle();
+    world.settle();
+    world.listeners.insert(A, BTreeSet::from([1024]));
+    world.settle();
+    world.now = world.now.plus_seconds(60);
+    world.settle();
+    world.applied.insert("n1".into(), world.books.epoch);
+    world.settle();
+    world.listeners.clear();
+    world.settle();
+    assert_eq!(world.ports("n1", LeaseState::Sharing), 8);
+    world.drain_all("n1");
+    world.settle();
+    world.drained.clear();
+    world.now = world.now.plus_seconds(119);
+    world.settle();
+    assert_eq!(world.ports("n1", LeaseState::Usable), 1016);
+    world.now = world.now.plus_seconds(1);
+    world.settle();
+    world.settle();
+    assert_eq!(world.ports("n1", LeaseState::Usable), 1024);
 }
 
 #[test]
@@ -427,7 +543,7 @@ fn a_listener_in_a_block_without_flows_waits_for_nothing_more() {
     world.settle();
     world.drain_all("n0000");
     let settlement = world.settle();
-    assert!(settlement.cut.is_empty());
+    assert!(settlement.taken.is_empty());
     assert_eq!(world.ports("n0000", LeaseState::Draining), 0);
 }
 
@@ -468,34 +584,6 @@ fn more_nodes_than_the_table_knows_get_32_ports_as_long_as_there_are_some() {
     let settlement = world.settle();
     assert_eq!(settlement.refusals.keys().collect::<Vec<_>>(), ["n2000"]);
     assert!(settlement.refusals["n2000"].to_string().contains("2001 nodes need 64032 ports"));
-}
-
-#[test]
-fn a_manual_allocation_is_checked_before_anything_is_handed_out() {
-    let settings = Settings::default();
-    let listeners = BTreeMap::from([(A, BTreeSet::from([80, 2000, 2001, 3000]))]);
-    let check = |ports, nodes, frontends: &[Ipv4Addr]| {
-        check_manual("aksOutboundRule", ports, nodes, frontends, &listeners, &settings)
-    };
-    assert_eq!(
-        check(10_001, 1, &[B]),
-        Err(PortsRefused::NotMultipleOfEight { rule: "aksOutboundRule".into(), ports: 10_001 })
-    );
-    let error = check(10_000, 7, &[B]).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "outbound rule aksOutboundRule: 7 nodes x 10000 ports = 70000 > 1 frontend(s) x 64000 \
-         ports - 0 at listeners = 64000"
-    );
-    assert_eq!(check(10_000, 6, &[B]), Ok(()));
-    assert_eq!(check(64_000, 1, &[B]), Ok(()));
-    assert!(matches!(check(64_008, 1, &[A, B]), Err(PortsRefused::MoreThanOneAddress { .. })));
-    // Ports 2000 and 2001 share a block; 80 is below the SNAT ports.
-    assert_eq!(check(63_984, 1, &[A]), Ok(()));
-    assert!(matches!(
-        check(63_992, 1, &[A]),
-        Err(PortsRefused::ExceedsAvailable { listener_ports: 16, .. })
-    ));
 }
 
 /// Something that happens to a small cluster.
@@ -568,7 +656,7 @@ proptest! {
             let mut holders: BTreeMap<(Ipv4Addr, u16), String> = BTreeMap::new();
             for (node, leases) in &world.books.held {
                 prop_assert!(world.demands.contains_key(node));
-                let staying = leases.iter().filter(|one| one.state != LeaseState::Draining);
+                let staying = leases.iter().filter(|one| !one.is_leaving());
                 prop_assert!(staying.count() <= 64 + 3);
                 for lease in leases {
                     prop_assert_eq!(lease.range.start % 8, 0);

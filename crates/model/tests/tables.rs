@@ -67,7 +67,7 @@ fn slices(cluster: &mut Cluster) {
 
 fn lease(address: &str, start: u16, length: u16, state: LeaseState) -> Lease {
     let range = PortRange { address: ip(address), start, length };
-    Lease { range, epoch: 1, state, drain_until: None }
+    Lease::new(range, 1, state)
 }
 
 fn hold(cluster: &mut Cluster, node: usize, leases: Vec<Lease>) {

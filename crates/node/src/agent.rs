@@ -12,10 +12,10 @@ use anyhow::{Context, Result};
 use datapath::{
     limits::{BLOCK_PORTS, FLOW_ENTRIES_DEFAULT, GUE_OVERHEAD, GUE_PORT},
     protocol,
-    tables::AgentSettings,
+    tables::{AgentSettings, Block},
 };
 use model::{
-    lease::{Drained, LeaseState, PortRange},
+    lease::{Drained, PortRange},
     objects::Objects,
     runtime::NodeNetworkStatus,
     tables::{AgentEdit, AgentTables, agent_tables},
@@ -171,7 +171,9 @@ struct Agent<'a> {
     sweep: Sweep,
     holding: Holding,
     usage: Usage,
-    /// When the last pass through the flow table ended.
+    /// Epoch of the order that the last whole pass through the flow table went by.
+    followed: u32,
+    /// When that pass ended.
     passed: Option<Instant>,
     drained: Vec<Drained>,
     said: Option<NodeNetworkStatus>,
@@ -207,6 +209,7 @@ impl<'a> Agent<'a> {
             holding: holding_of(&present),
             present,
             usage: Usage::default(),
+            followed: 0,
             passed: None,
             drained: Vec::new(),
             said: None,
@@ -228,11 +231,13 @@ impl<'a> Agent<'a> {
     fn follow(&mut self, objects: &Objects, stop: &Stop) -> Result<()> {
         let desired = agent_tables(objects, &self.config.node, &self.present)?;
         let edits = desired.edits(&self.present);
-        let moves_blocks =
-            edits.iter().any(|edit| matches!(edit, AgentEdit::Block(..) | AgentEdit::Frontend(..)));
+        let moves_blocks = desired.taken != self.present.taken
+            || edits
+                .iter()
+                .any(|edit| matches!(edit, AgentEdit::Block(..) | AgentEdit::Frontend(..)));
         if moves_blocks {
             // Flows of both the old and the new holding are in order while it changes.
-            self.holding.add(&holding_of(&desired));
+            self.holding.blocks.add(&holding_of(&desired).blocks);
         }
         // What the programs must know before the first packet.
         if self.settings.seed == [0; 2] {
@@ -248,6 +253,7 @@ impl<'a> Agent<'a> {
         self.present.node = desired.node;
         self.present.flags = desired.flags;
         self.present.timers = desired.timers;
+        self.present.taken = desired.taken;
         if moves_blocks {
             self.holding = holding_of(&self.present);
             self.drained.clear();
@@ -256,7 +262,7 @@ impl<'a> Agent<'a> {
         }
         let services = self.present.services.keys().filter(|key| key.protocol == protocol::TCP);
         self.answerable.set(
-            self.holding.iter(),
+            self.holding.blocks.iter(),
             services.map(|key| (key.vip, u16::from_be_bytes(key.port))),
         );
         if self.attached_to.is_none() {
@@ -337,6 +343,7 @@ impl<'a> Agent<'a> {
         }
         if let Some(usage) = self.sweep.step(&self.settings, &self.holding)? {
             self.usage = usage;
+            self.followed = self.settings.epoch;
             self.drained = self.drained(objects);
             self.passed = Some(Instant::now());
         }
@@ -346,10 +353,9 @@ impl<'a> Agent<'a> {
     /// Parts of draining leases on which the last pass has found no flow.
     fn drained(&self, objects: &Objects) -> Vec<Drained> {
         let Some(network) = objects.node_networks.get(&self.config.node) else { return Vec::new() };
-        let draining = network.spec.leases.iter().filter(|lease| {
-            lease.state == LeaseState::Draining && lease.epoch <= self.settings.epoch
-        });
-        draining
+        let leases = network.spec.leases.iter();
+        leases
+            .filter(|lease| lease.is_leaving() && lease.epoch <= self.settings.epoch)
             .flat_map(|lease| {
                 let address = lease.range.address.octets();
                 let free = lease
@@ -363,10 +369,11 @@ impl<'a> Agent<'a> {
             .collect()
     }
 
-    /// What to report; nothing before the programs are attached.
+    /// What to report; nothing before the programs are attached. An order is followed when a pass
+    /// has ended the flows on ports that it takes.
     fn status(&self) -> Option<NodeNetworkStatus> {
         self.attached_to.map(|_| NodeNetworkStatus {
-            applied_epoch: self.settings.epoch,
+            applied_epoch: self.followed,
             heartbeat: source::now(),
             drained: self.drained.clone(),
             used_ports: self.usage.ports_used,
@@ -403,11 +410,9 @@ impl<'a> Agent<'a> {
 }
 
 fn holding_of(tables: &AgentTables) -> Holding {
-    tables
-        .blocks
-        .values()
-        .filter_map(|block| Some((*tables.frontends.get(&block.frontend.into())?, block.start)))
-        .collect()
+    let start = |block: &Block| Some((*tables.frontends.get(&block.frontend.into())?, block.start));
+    let blocks = tables.blocks.values().filter_map(start).collect();
+    Holding { blocks, taken: tables.taken.clone() }
 }
 
 /// Blocks that follow each other, as ranges.

@@ -1,7 +1,10 @@
 //! Carries out table edits, and reads what stands in the tables. Which edits, and in which order,
 //! [`model::tables`] decides.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use datapath::{
     positions::{Bits, SUMMARY},
@@ -102,6 +105,7 @@ pub fn read_agent(
         blocks: filled(maps.blocks.all()?.into_iter().map(|row| row.0)),
         open,
         frontends: filled(maps.frontends.all()?),
+        taken: BTreeSet::new(),
         vips: maps.vips.all()?.into_iter().map(|(address, _)| address).collect(),
         muxes: maps.muxes.all()?.into_iter().map(|(address, _)| address).collect(),
         services: maps.services.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),

@@ -5,7 +5,7 @@
 //! themselves when a packet meets it, so a slow sweep costs room and never correctness.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     hash::{BuildHasherDefault, Hasher},
     time::Duration,
 };
@@ -60,8 +60,27 @@ pub struct Usage {
     pub ports_used: u32,
 }
 
-/// Blocks that the node holds. Flows on other ports have lost their address and are ended.
-pub type Holding = Blocks;
+/// What the node holds. Flows on other ports have lost their address and are ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Blocks (address, first port).
+    pub blocks: Blocks,
+    /// Ports of these blocks that are taken: a Service listens there now.
+    pub taken: BTreeSet<(Address, u16)>,
+}
+
+impl Holding {
+    /// The block of the port that a flow uses; nothing where the node does not hold that port. A
+    /// protocol without ports uses the whole address: any block of it.
+    fn block_of(&self, (address, port): (Address, u16)) -> Option<(Address, u16)> {
+        if port == 0 {
+            return self.blocks.first_of(address);
+        }
+        let block = (address, block_of(port));
+        let is_taken = !self.taken.is_empty() && self.taken.contains(&(address, port));
+        (self.blocks.contains(&block) && !is_taken).then_some(block)
+    }
+}
 
 /// Goes round in the flow table.
 pub struct Sweep {
@@ -183,12 +202,8 @@ impl Sweep {
         let Some(half) = raw::row::<Flow<Address>>(bytes) else { return Ok(()) };
         let is_outbound = half.kind == FlowKind::Outbound as u8;
         let outside = outside(key, &half, is_outbound);
-        // A protocol without ports holds the whole address: any block of it.
-        let outside = match outside.1 {
-            0 => holding.first_of(outside.0).unwrap_or(outside),
-            _ => outside,
-        };
-        let is_lost = is_outbound && !holding.contains(&outside);
+        let block = if is_outbound { holding.block_of(outside) } else { None };
+        let is_lost = is_outbound && block.is_none();
         if is_lost || is_over(&self.flows, settings, key, &half, now)? {
             if self.remove(key, bytes, &half, is_lost)? {
                 if is_outbound {
@@ -207,7 +222,7 @@ impl Sweep {
         }
         self.usage.flows += 1;
         if is_outbound {
-            self.usage.blocks.insert(outside);
+            self.usage.blocks.insert(block.unwrap_or((outside.0, block_of(outside.1))));
             let destination = match self.destinations.entry(fingerprint_of(settings, key, &half)) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => entry.insert(Destination { flows: 0, seen: None }),
@@ -328,15 +343,19 @@ fn is_over(
     Ok(flow::expired(half, peer.as_ref(), key.protocol, settings, now))
 }
 
-/// The block of the public port that an outbound flow uses.
+/// First port of the block that a port is in.
+fn block_of(port: u16) -> u16 {
+    port - port % BLOCK_PORTS as u16
+}
+
+/// The public port that an outbound flow uses.
 fn outside(key: &FlowKey<Address>, half: &Flow<Address>, is_outbound: bool) -> (Address, u16) {
     let (address, port) = if is_outbound && key.side == Side::Egress as u8 {
         (half.address, half.port)
     } else {
         (key.target, key.target_port)
     };
-    let port = u16::from_be_bytes(port);
-    (address, port - port % BLOCK_PORTS as u16)
+    (address, u16::from_be_bytes(port))
 }
 
 /// What stands for a flow's destination in its row of positions.

@@ -105,12 +105,8 @@ fn node_with(epoch: u32, ports: u16, state: LeaseState) -> NodeNetwork {
     network.metadata.name = NODE.into();
     network.spec.epoch = epoch;
     network.spec.address = Some(HERE);
-    network.spec.leases = vec![Lease {
-        range: PortRange { address: VIP, start: FIRST_PORT, length: ports },
-        epoch,
-        state,
-        drain_until: None,
-    }];
+    let range = PortRange { address: VIP, start: FIRST_PORT, length: ports };
+    network.spec.leases = vec![Lease::new(range, epoch, state)];
     network.spec.outbound = Protocol::ALL
         .map(|protocol| NodeOutbound {
             protocol,
@@ -332,6 +328,37 @@ fn a_range_is_drained_when_its_last_flow_is_gone_and_lost_flows_end() {
     });
     let view = AgentView::open(&config.scope, NODE).unwrap();
     eventually("no flow is left", || view.flows().unwrap().is_empty());
+}
+
+#[test]
+fn a_port_that_a_listener_takes_loses_its_flows_before_the_order_counts_as_followed() {
+    let wire = Wire::new("taken");
+    let config = agent_config("taken");
+    let _uninstall = Uninstall(&wire, config.clone());
+    let cluster = Cluster::default();
+    let internet = internet(&wire);
+    cluster.change(|objects| {
+        objects.node_networks.insert(NODE.into(), node_with(1, 8, LeaseState::Usable));
+    });
+    let _agent = start_agent(&wire, &cluster, &config);
+    eventually("the order is applied", || cluster.applied_epoch() == Some(1));
+    let [one, other] = [client(&wire), client(&wire)];
+    one.send(b"1").unwrap();
+    let taken = seen_from(&internet).unwrap();
+    other.send(b"2").unwrap();
+    let kept = seen_from(&internet).unwrap();
+    assert_ne!(taken, kept);
+    cluster.change(|objects| {
+        let mut node = node_with(2, 8, LeaseState::Draining);
+        node.spec.leases[0].taken.insert(taken.port());
+        objects.node_networks.insert(NODE.into(), node);
+    });
+    eventually("the order is followed", || cluster.applied_epoch() == Some(2));
+    // At this moment, not a while later: the rules may have the port from now on.
+    let flows = AgentView::open(&config.scope, NODE).unwrap().flows().unwrap();
+    assert_eq!(flows.len(), 1, "{flows:?}");
+    other.send(b"3").unwrap();
+    assert_eq!(seen_from(&internet), Some(kept), "flows on other ports of the block go on");
 }
 
 #[test]

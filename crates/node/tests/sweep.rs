@@ -108,7 +108,7 @@ fn half(address: Address, port: u16, generation: u32, position: u32, silent: Tic
 }
 
 fn holding(ports: std::ops::Range<u16>) -> Holding {
-    ports.step_by(8).map(|start| (VIP, start)).collect()
+    Holding { blocks: ports.step_by(8).map(|start| (VIP, start)).collect(), ..Holding::default() }
 }
 
 fn pass(sweep: &mut Sweep, holding: &Holding) -> Usage {

@@ -205,7 +205,8 @@ pub fn add_hasty_pods(agent: &mut Object) -> Result<()> {
 
 /// What the node holds: all ports of the VIP.
 pub fn holding() -> Holding {
-    (0..BLOCKS_MAX).map(|index| (VIP, SNAT_PORT_MIN + (index * 8) as u16)).collect()
+    let blocks = (0..BLOCKS_MAX).map(|index| (VIP, SNAT_PORT_MIN + (index * 8) as u16)).collect();
+    Holding { blocks, ..Holding::default() }
 }
 
 fn policy() -> Policy {

@@ -65,6 +65,9 @@ pub struct AgentTables {
     pub open: BTreeMap<u32, u64>,
     /// Addresses that blocks point to, by index.
     pub frontends: BTreeMap<u32, Address>,
+    /// Ports of the holding that listeners have taken: no table has them; the agent ends the flows
+    /// that it finds on them.
+    pub taken: BTreeSet<(Address, u16)>,
     /// Public addresses of the cluster.
     pub vips: BTreeSet<Address>,
     /// Muxes that wrapped packets come from.
@@ -133,6 +136,12 @@ pub fn agent_tables(
             .values()
             .filter_map(|mux| mux.spec.address)
             .map(octets)
+            .collect(),
+        taken: network
+            .spec
+            .leases
+            .iter()
+            .flat_map(|lease| lease.taken.iter().map(|port| (octets(lease.range.address), *port)))
             .collect(),
         ..AgentTables::default()
     };
