@@ -498,7 +498,9 @@ fn is_used_up<T: AgentTables<V4>>(tables: &T, source: &Address) -> bool {
     let Some(quota) = tables.quota(source) else { return false };
     [quota.pod, quota.namespace].into_iter().any(|row| {
         row != 0
-            && tables.allowance(row).is_some_and(|allowance| allowance.used() >= allowance.limit)
+            && tables
+                .allowance(row)
+                .is_some_and(|allowance| allowance.used() >= allowance.limit.get())
     })
 }
 

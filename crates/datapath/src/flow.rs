@@ -186,13 +186,11 @@ pub fn looks_idle<A>(half: &Flow<A>, settings: &AgentSettings<A>, now: Ticks) ->
             || (marks & mark::SYN != 0 && age > timers.half_open))
 }
 
-/// Whether both ends are to be told by RST that the flow is over: it was established, it idled
-/// out, and it was opened so.
-#[inline(always)]
-pub fn ends_with_reset<A>(half: &Flow<A>, peer: &Flow<A>, protocol: u8) -> bool {
+/// Whether an RST to both ends of a flow that is over would be believed: it is an established TCP
+/// connection, and each end has said what it expects next ([`Flow::acknowledgement`]).
+pub fn can_be_reset<A>(half: &Flow<A>, peer: &Flow<A>, protocol: u8) -> bool {
     let (ours, theirs) = (half.marks.get(), peer.marks.get());
     protocol == protocol::TCP
-        && ours & mark::TCP_RESET != 0
         && ours & theirs & mark::ACK != 0
         && matches!(state(ours, theirs), State::Established)
 }

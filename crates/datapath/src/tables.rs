@@ -315,7 +315,7 @@ pub struct Quota {
 #[repr(C)]
 pub struct Allowance {
     /// The most.
-    pub limit: u32,
+    pub limit: Cell<u32>,
     /// Flows that were ever opened; wraps.
     pub opened: Cell<u32>,
     /// Minus the flows that have ended; wraps.

@@ -5,7 +5,9 @@ mod cluster;
 use std::collections::BTreeMap;
 
 use cluster::{Cluster, ip, node_address, outbound_rule, rule};
-use datapath::tables::{Owners, RuleKey, Segment, block_flag, owner, rule_flag};
+use datapath::tables::{
+    Owners, RuleKey, Segment, Ticks, Timers, agent_flag, block_flag, owner, policy_flag, rule_flag,
+};
 use ipnet::Ipv4Net;
 use model::lease::{Lease, LeaseState, PortRange};
 use model::pods::endpoint_slices;
@@ -437,4 +439,92 @@ fn older_orders_are_refused_by_agents_and_muxes() {
         agent_tables(&cluster.objects, "n9", &AgentTables::default()),
         Err(TablesError::Missing { .. })
     ));
+}
+
+#[test]
+fn pods_and_their_namespaces_have_allowances_that_they_keep() {
+    let mut cluster =
+        Cluster::new(json!({"quotas": {"flowsPerPod": 100, "flowsPerNamespace": 150}}), 1);
+    let pod = |name: &str, namespace: &str, node: &str, address: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"nodeName": node}, "status": {"podIP": address},
+        })
+    };
+    cluster.add(pod("a", "shop", "n1", "10.100.1.5"));
+    cluster.add(pod("b", "shop", "n1", "10.100.1.6"));
+    cluster.add(pod("c", "shop", "n2", "10.100.2.5"));
+    cluster.settle();
+    let first = agent_tables(&cluster.objects, "n1", &AgentTables::default()).unwrap();
+    let quota =
+        |tables: &AgentTables, last| tables.quotas.get(&[10, 100, 1, last]).copied().unwrap();
+    assert_eq!(first.quotas.len(), 2);
+    assert_eq!(quota(&first, 5).namespace, quota(&first, 6).namespace);
+    let limits = [quota(&first, 5).pod, quota(&first, 6).pod, quota(&first, 5).namespace]
+        .map(|row| first.allowances[&row]);
+    assert_eq!(limits, [100, 100, 150]);
+    assert_ne!(first.flags & agent_flag::QUOTAS, 0);
+
+    // Another pod comes in front of them; who was there keeps its rows.
+    cluster.add(pod("aa", "bank", "n1", "10.100.1.4"));
+    cluster.settle();
+    let mut present = first.clone();
+    let second = agent_tables(&cluster.objects, "n1", &present).unwrap();
+    assert_eq!(quota(&second, 5), quota(&first, 5));
+    assert_eq!(quota(&second, 6), quota(&first, 6));
+    assert_eq!(second.allowances.len(), 5);
+    for edit in second.edits(&present) {
+        present.apply(&edit);
+    }
+    assert_eq!((&present.quotas, &present.allowances), (&second.quotas, &second.allowances));
+}
+
+#[test]
+fn timers_that_make_no_sense_are_refused_by_name() {
+    let read = |timers: serde_json::Value| {
+        serde_json::from_value::<model::cluster::FlowTimers>(timers)
+            .map_err(|error| error.to_string())
+    };
+    let timers = read(json!({"tcpResetSeconds": 20, "natGateway": {"udpSeconds": 300}})).unwrap();
+    assert_eq!(timers.rows()[0], Timers::from_seconds(240, 240, 20));
+    assert_eq!(timers.nat_gateway.udp_seconds, 300);
+    for (given, complaint) in [
+        (json!({"tcpResetSeconds": 0}), "timers.tcpResetSeconds is 0: write at least 1"),
+        (
+            json!({"tcpResetSeconds": 300}),
+            "timers.tcpResetSeconds is 300: at most tcpHalfOpenSeconds, which is 240",
+        ),
+        (
+            json!({"natGateway": {"tcpClosingSeconds": 10}}),
+            "timers.natGateway.tcpResetSeconds is 16: at most tcpClosingSeconds, which is 10",
+        ),
+        (
+            json!({"tcpHalfOpenSeconds": 100_000}),
+            "timers.tcpHalfOpenSeconds is 100000: at most 86400",
+        ),
+    ] {
+        assert_eq!(read(given), Err(complaint.to_owned()));
+    }
+    assert!(read(json!({"tcpResetMinutes": 1})).unwrap_err().contains("tcpResetMinutes"));
+}
+
+#[test]
+fn a_nat_gateway_has_its_own_timers_and_a_whole_address_every_protocol() {
+    let mut cluster = Cluster::new(json!({"outboundType": "managedNATGateway"}), 1);
+    cluster.settle();
+    let tables = agent_tables(&cluster.objects, "n1", &AgentTables::default()).unwrap();
+    let policy = tables.policies[&u32::from(policy_index::TCP)];
+    assert_ne!(policy.flags & policy_flag::GATEWAY_TIMERS, 0);
+    assert_eq!(policy.idle_udp, Ticks::from_seconds(240).0);
+    assert_eq!(tables.timers, [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY]);
+    assert!(tables.sources.values().all(|source| source.other == policy_index::REFUSE));
+
+    let mut cluster = Cluster::new(json!({"sku": "Standard"}), 0);
+    cluster.node_with(1, json!({"deguchi.io/public-ip": "true"}), "uid");
+    cluster.settle();
+    let tables = agent_tables(&cluster.objects, "n1", &AgentTables::default()).unwrap();
+    let policy = tables.policies[&u32::from(policy_index::OTHER)];
+    assert_ne!(policy.flags & policy_flag::WHOLE_ADDRESS, 0);
+    assert!(tables.sources.values().all(|source| source.other == policy_index::OTHER));
 }

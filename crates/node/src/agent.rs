@@ -22,18 +22,18 @@ use model::{
 };
 
 use crate::{
-    answer::{self, Answerable, Refusals},
+    answer::{self, Answerable, Number, Refusals, Sender},
     apply,
     attach::{self, Attached, TcWay},
     journal::{self, Journal},
     load::{self, Loaded},
-    maps::{self, Address, AgentMaps},
+    maps::{self, Address, AgentMaps, AgentMemory},
     neighbour,
     pins::{Pins, Role},
-    raw::{PositionsMemory, Raw},
+    raw::Raw,
     source::{self, Source},
     stop::Stop,
-    sweep::{self, Holding, Sweep, Usage},
+    sweep::{self, Ended, Holding, Sweep, Usage},
 };
 
 /// How often the loop turns when nothing changes: one step of the sweep each time.
@@ -162,7 +162,7 @@ struct Agent<'a> {
     config: &'a AgentConfig,
     loaded: Loaded,
     maps: AgentMaps,
-    positions: PositionsMemory,
+    memory: AgentMemory,
     /// What the tables hold.
     present: AgentTables,
     settings: AgentSettings<Address>,
@@ -180,6 +180,8 @@ struct Agent<'a> {
     refusals: Refusals,
     answerable: Answerable,
     answers: bool,
+    /// Made when the first connection ends.
+    sender: Option<Sender>,
 }
 
 impl<'a> Agent<'a> {
@@ -188,21 +190,20 @@ impl<'a> Agent<'a> {
         let sizes = [("flows", config.flow_entries)];
         let loaded = load::load(config.pins(), Role::Agent, &sizes)?;
         let maps = AgentMaps::open(&loaded.pins)?;
-        let positions = maps::open_positions(&loaded.pins)?;
+        let memory = AgentMemory::open(&loaded.pins)?;
         let settings = maps.settings.get(0)?.0;
         // Without a seed nobody has ever filled these tables.
         if settings.seed == [0; 2] {
-            apply::bar_all(&positions);
+            apply::bar_all(&memory.positions);
         }
-        let present = apply::read_agent(&maps, &positions)?;
+        let present = apply::read_agent(&maps, &memory)?;
         // Sources come last when tables are filled: with one of them there, so is all they need.
         let is_filled = !present.sources.is_empty();
-        let sweep =
-            Sweep::new(maps::open_flows(&loaded.pins)?, maps::open_positions(&loaded.pins)?);
+        let sweep = Sweep::open(&loaded.pins)?;
         let mut agent = Agent {
             config,
             maps,
-            positions,
+            memory,
             settings,
             attached_to: None,
             sweep,
@@ -216,6 +217,7 @@ impl<'a> Agent<'a> {
             refusals: Refusals::default(),
             answerable: Answerable::default(),
             answers: false,
+            sender: None,
             loaded,
         };
         if is_filled {
@@ -244,7 +246,7 @@ impl<'a> Agent<'a> {
             self.write_settings(&desired, self.present.epoch)?;
         }
         for edit in &edits {
-            apply::edit_agent(&mut self.maps, &self.positions, edit)
+            apply::edit_agent(&mut self.maps, &self.memory, edit)
                 .with_context(|| format!("cannot apply {edit:?}"))?;
             self.present.apply(edit);
         }
@@ -260,6 +262,7 @@ impl<'a> Agent<'a> {
             self.sweep.restart();
             self.passed = None;
         }
+        self.sweep.set_quotas(&self.present.quotas);
         let services = self.present.services.keys().filter(|key| key.protocol == protocol::TCP);
         self.answerable.set(
             self.holding.blocks.iter(),
@@ -341,11 +344,31 @@ impl<'a> Agent<'a> {
         if self.settings.seed == [0; 2] || is_early {
             return Ok(());
         }
-        if let Some(usage) = self.sweep.step(&self.settings, &self.holding)? {
+        let passed = self.sweep.step(&self.settings, &self.holding);
+        let ended = self.sweep.take_ended();
+        if !ended.is_empty() {
+            self.reset(&ended).context("cannot tell the ends of connections that are over")?;
+        }
+        if let Some(usage) = passed? {
             self.usage = usage;
             self.followed = self.settings.epoch;
             self.drained = self.drained(objects);
             self.passed = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Tells both ends of connections that are over.
+    fn reset(&mut self, ended: &[Ended]) -> Result<()> {
+        let sender = match &self.sender {
+            Some(sender) => sender,
+            None => self.sender.insert(Sender::new()?),
+        };
+        for end in ended {
+            let to_inside = Number::Sequence(end.inside_expects);
+            sender.send(&answer::reset(end.remote, end.inside, to_inside));
+            let to_remote = Number::Sequence(end.remote_expects);
+            sender.send(&answer::reset(end.outside, end.remote, to_remote));
         }
         Ok(())
     }

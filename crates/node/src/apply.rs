@@ -14,7 +14,7 @@ use ipnet::Ipv4Net;
 use model::tables::{AgentEdit, AgentTables, MuxEdit, MuxTables};
 
 use crate::{
-    maps::{Address, AgentMaps, MuxMaps, TableError},
+    maps::{Address, AgentMaps, AgentMemory, MuxMaps, TableError},
     raw::{PositionsMemory, Raw},
 };
 
@@ -30,7 +30,7 @@ pub fn bar_all(positions: &PositionsMemory) {
 /// Carries out one edit of an agent's tables.
 pub fn edit_agent(
     maps: &mut AgentMaps,
-    positions: &PositionsMemory,
+    memory: &AgentMemory,
     edit: &AgentEdit,
 ) -> Result<(), TableError> {
     match edit {
@@ -49,7 +49,7 @@ pub fn edit_agent(
         AgentEdit::Policy(index, row) => maps.policies.set(*index, &Raw(*row)),
         AgentEdit::Block(index, row) => maps.blocks.set(*index, &Raw(*row)),
         AgentEdit::Open(word, bits) => {
-            open_positions(positions, *word, *bits);
+            open_positions(&memory.positions, *word, *bits);
             Ok(())
         }
         AgentEdit::Frontend(index, address) => maps.frontends.set(*index, address),
@@ -60,6 +60,18 @@ pub fn edit_agent(
         AgentEdit::Service(key, Some(row)) => maps.services.set(&Raw(*key), &Raw(*row)),
         AgentEdit::Service(key, None) => maps.services.remove(&Raw(*key)),
         AgentEdit::Endpoint(index, row) => maps.endpoints.set(*index, &Raw(*row)),
+        AgentEdit::Quota(address, Some(row)) => maps.quotas.set(address, &Raw(*row)),
+        AgentEdit::Quota(address, None) => maps.quotas.remove(address),
+        AgentEdit::Allowance(index, limit) => {
+            let allowances = &memory.allowances;
+            let Some(row) = allowances.row(*index) else { return Ok(()) };
+            if row.limit.get() == 0 {
+                // Somebody else's until now.
+                allowances.set_used(*index, 0, row.opened.get());
+            }
+            allowances.set_limit(*index, *limit);
+            Ok(())
+        }
     }
 }
 
@@ -78,16 +90,13 @@ fn open_positions(positions: &PositionsMemory, word: u32, bits: u64) {
 }
 
 /// What stands in an agent's tables.
-pub fn read_agent(
-    maps: &AgentMaps,
-    positions: &PositionsMemory,
-) -> Result<AgentTables, TableError> {
+pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables, TableError> {
     let settings: AgentSettings<Address> = maps.settings.get(0)?.0;
     let sources =
         maps.sources.all()?.into_iter().map(|(bits, net, row)| (prefix(bits, net), row.0));
     let private = maps.private_ranges.all()?.into_iter().map(|(bits, net, _)| prefix(bits, net));
     let mut open = BTreeMap::new();
-    if let Some(barred) = positions.row(0) {
+    if let Some(barred) = memory.positions.row(0) {
         let words = barred.words.iter().enumerate();
         open = words
             .map(|(word, barred)| (word as u32, !barred.get()))
@@ -110,6 +119,11 @@ pub fn read_agent(
         muxes: maps.muxes.all()?.into_iter().map(|(address, _)| address).collect(),
         services: maps.services.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
         endpoints: filled(maps.endpoints.all()?.into_iter().map(|row| row.0)),
+        quotas: maps.quotas.all()?.into_iter().map(|(key, row)| (key, row.0)).collect(),
+        allowances: filled(
+            (0..memory.allowances.rows())
+                .map(|index| memory.allowances.row(index).map_or(0, |row| row.limit.get())),
+        ),
     })
 }
 

@@ -15,7 +15,7 @@ use crate::{
     apply,
     attach::{EGRESS, INGRESS, MUX, interface_index},
     counters::{self, Counters},
-    maps::{self, Address, AgentMaps, MuxMaps, TableError},
+    maps::{Address, AgentMaps, AgentMemory, MuxMaps, TableError},
     pins::{Pins, Role},
     raw::{self, Raw},
     sweep,
@@ -97,7 +97,7 @@ impl AgentView {
 
     /// What its tables hold.
     pub fn tables(&self) -> Result<AgentTables, InspectError> {
-        Ok(apply::read_agent(&self.maps, &maps::open_positions(&self.pins)?)?)
+        Ok(apply::read_agent(&self.maps, &AgentMemory::open(&self.pins)?)?)
     }
 
     /// Its counters.

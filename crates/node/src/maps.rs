@@ -7,18 +7,15 @@ use aya::{
     Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
-use datapath::{
-    positions::Positions,
-    tables::{
-        AgentSettings, AllowedSource, Block, Endpoint, Flow, FlowKey, MuxSettings, Node, Owners,
-        Policy, Rule, RuleKey, Service, Source, Vip,
-    },
+use datapath::tables::{
+    AgentSettings, AllowedSource, Block, Endpoint, Flow, FlowKey, MuxSettings, Node, Owners,
+    Policy, Quota, Row, Rule, RuleKey, Service, Source, Vip,
 };
 use thiserror::Error;
 
 use crate::{
     pins::Pins,
-    raw::{self, Batch, Cursor, PositionsMemory, Raw},
+    raw::{self, AllowancesMemory, Batch, Cursor, Mapped, PositionsMemory, Raw},
 };
 
 /// An IPv4 address in wire order.
@@ -292,6 +289,8 @@ pub struct AgentMaps {
     pub services: Hash<Raw<RuleKey<Address>>, Raw<Service>>,
     /// Their pods.
     pub endpoints: Rows<Raw<Endpoint<Address>>>,
+    /// Whose allowances the flows of a pod use.
+    pub quotas: Hash<Address, Raw<Quota>>,
     /// What happened.
     pub counters: Counts,
 }
@@ -311,6 +310,7 @@ impl AgentMaps {
             muxes: Hash::open(pins, "muxes")?,
             services: Hash::open(pins, "services")?,
             endpoints: Rows::open(pins, "endpoints")?,
+            quotas: Hash::open(pins, "quotas")?,
             counters: Counts::open(pins, "counters")?,
         })
     }
@@ -321,16 +321,39 @@ pub fn open_flows(pins: &Pins) -> Result<Flows, TableError> {
     Hash::open(pins, "flows")
 }
 
+/// An agent's tables that are mapped into memory.
+pub struct AgentMemory {
+    /// What is barred, and what destinations use.
+    pub positions: PositionsMemory,
+    /// How many flows pods and namespaces may have and have.
+    pub allowances: AllowancesMemory,
+}
+
+impl AgentMemory {
+    /// Maps the pinned tables.
+    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+        let (positions, allowances) = (open_positions(pins)?, open_allowances(pins)?);
+        Ok(AgentMemory { positions, allowances })
+    }
+}
+
 /// The table of positions, mapped into memory.
 pub fn open_positions(pins: &Pins) -> Result<PositionsMemory, TableError> {
-    let name = "positions";
+    open_mapped(pins, "positions")
+}
+
+/// The table of allowances, mapped into memory.
+pub fn open_allowances(pins: &Pins) -> Result<AllowancesMemory, TableError> {
+    open_mapped(pins, "allowances")
+}
+
+fn open_mapped<T: Row>(pins: &Pins, name: &'static str) -> Result<Mapped<T>, TableError> {
     let data = MapData::from_pin(pins.map(name)).map_err(TableError::of(name))?;
     let info = data.info().map_err(TableError::of(name))?;
-    if info.value_size() as usize != size_of::<Positions>() {
+    if info.value_size() as usize != size_of::<T>() {
         return Err(TableError::new(name, "rows of another size"));
     }
-    PositionsMemory::map(data.fd().as_fd(), info.max_entries())
-        .map_err(|error| TableError::new(name, error))
+    Mapped::map(data.fd().as_fd(), info.max_entries()).map_err(|error| TableError::new(name, error))
 }
 
 /// The ring of notices, for the thread that reads it. It has one reader.

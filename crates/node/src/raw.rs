@@ -19,7 +19,7 @@ use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
 use datapath::{
     positions::{Bits, Positions},
-    tables::Row,
+    tables::{Allowance, Row},
 };
 use nix::{
     libc,
@@ -190,15 +190,21 @@ pub fn interface_mtu(socket: BorrowedFd<'_>, interface: &str) -> io::Result<u32>
     Ok(unsafe { request.ifr_ifru.ifru_mtu } as u32)
 }
 
-/// The `positions` table in this process's memory: kernel programs and this process change single
-/// bits of it at the same time.
-pub struct PositionsMemory {
-    start: NonNull<Positions>,
+/// An array in this process's memory, whose rows kernel programs and this process change at the same
+/// time, word by word.
+pub struct Mapped<T> {
+    start: NonNull<T>,
     rows: u32,
 }
 
-impl PositionsMemory {
-    /// Maps the table that `map` is the descriptor of.
+/// The `positions` table.
+pub type PositionsMemory = Mapped<Positions>;
+
+/// The `allowances` table.
+pub type AllowancesMemory = Mapped<Allowance>;
+
+impl<T: Row> Mapped<T> {
+    /// Maps the table that `map` is the descriptor of; its rows must be of this type.
     pub fn map(map: BorrowedFd<'_>, rows: u32) -> io::Result<Self> {
         // SAFETY: a new shared mapping; the kernel checks that the table is that large.
         let start = unsafe {
@@ -215,15 +221,17 @@ impl PositionsMemory {
             return Err(io::Error::last_os_error());
         }
         match NonNull::new(start.cast()) {
-            Some(start) => Ok(PositionsMemory { start, rows }),
+            Some(start) => Ok(Mapped { start, rows }),
             None => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
         }
     }
+}
 
+impl<T> Mapped<T> {
     const fn length(rows: u32) -> usize {
-        // The kernel rounds rows up to eight bytes, which `Positions` fills already.
-        const { assert!(size_of::<Positions>().is_multiple_of(8)) };
-        rows as usize * size_of::<Positions>()
+        // The kernel rounds rows up to eight bytes, which these rows fill already.
+        const { assert!(size_of::<T>().is_multiple_of(8)) };
+        rows as usize * size_of::<T>()
     }
 
     /// Rows of the table.
@@ -232,20 +240,35 @@ impl PositionsMemory {
     }
 
     /// A row.
-    pub fn row(&self, index: u32) -> Option<&Positions> {
+    pub fn row(&self, index: u32) -> Option<&T> {
         if index >= self.rows {
             return None;
         }
-        // SAFETY: inside the mapping, which lives as long as `self`; every field is a cell, of
-        // which any bit pattern is a value, and the words are aligned because the mapping is.
+        // SAFETY: inside the mapping, which lives as long as `self`; every field that changes is a
+        // cell, of which any bit pattern is a value, and the words are aligned because the mapping
+        // is.
         Some(unsafe { self.start.add(index as usize).as_ref() })
     }
 }
 
-impl Drop for PositionsMemory {
+impl<T> Drop for Mapped<T> {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, of this length, and no row can be borrowed any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), Self::length(self.rows)) };
+    }
+}
+
+impl AllowancesMemory {
+    /// Gives a row to somebody with this limit, of which nothing is used, or takes it back: 0.
+    pub fn set_limit(&self, row: u32, limit: u32) {
+        let Some(allowance) = self.row(row) else { return };
+        atomic_u32(&allowance.limit).store(limit, Relaxed);
+    }
+
+    /// Puts right how many flows there are: so many were counted since `opened` was read.
+    pub fn set_used(&self, row: u32, counted: u32, opened: u32) {
+        let Some(allowance) = self.row(row) else { return };
+        atomic_u32(&allowance.ended).store(counted.wrapping_sub(opened), Relaxed);
     }
 }
 

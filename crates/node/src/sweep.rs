@@ -15,7 +15,7 @@ use datapath::{
     flow,
     limits::BLOCK_PORTS,
     positions::{Bits, Positions, SUMMARY, WORDS},
-    tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks},
+    tables::{AgentSettings, Flow, FlowKey, FlowKind, Quota, Side, Ticks, mark},
 };
 use nix::{
     sys::time::TimeSpec,
@@ -24,8 +24,9 @@ use nix::{
 
 use crate::{
     blocks::Blocks,
-    maps::{Address, FlowBytes, Flows, TableError},
-    raw::{self, Cursor, PositionsMemory, Raw},
+    maps::{self, Address, FlowBytes, Flows, TableError},
+    pins::Pins,
+    raw::{self, AllowancesMemory, Cursor, PositionsMemory, Raw},
 };
 
 /// Rows of the flow table that one step looks at, at most.
@@ -35,6 +36,8 @@ pub const STEP_ROWS_MAX: u32 = 32 * BATCH_ROWS;
 pub const STEP_TIME_MAX: Duration = Duration::from_millis(11);
 /// Rows of one kernel call.
 const BATCH_ROWS: u32 = 1024;
+/// Connections that end with RST within one step; more of them end in the next pass.
+pub const ENDED_MAX: usize = 1024;
 
 /// The monotonic clock, as the programs read it.
 pub fn clock() -> u64 {
@@ -94,6 +97,43 @@ pub struct Sweep {
     seen: Vec<Box<[u64; WORDS]>>,
     /// Bits that were set without a flow when the last pass ended.
     doubtful: BTreeMap<u64, Box<[u64; WORDS]>>,
+    allowances: AllowancesMemory,
+    /// Whose allowances the flows of a pod use.
+    quotas: BTreeMap<Address, Quota>,
+    /// Flows of this pass by row of the allowances.
+    counted: BTreeMap<u32, u32>,
+    /// Flows that each row had ever opened when this pass began.
+    opened: BTreeMap<u32, u32>,
+    /// Connections that are over and whose ends are to be told.
+    ended: Vec<Ended>,
+}
+
+/// A connection that is over, and what each of its ends expects next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The end on this node, and the number that makes it believe an RST.
+    pub inside: (Address, [u8; 2]),
+    /// What the other end sees.
+    pub outside: (Address, [u8; 2]),
+    /// The other end.
+    pub remote: (Address, [u8; 2]),
+    /// What the end on this node expects next.
+    pub inside_expects: u32,
+    /// What the other end expects next.
+    pub remote_expects: u32,
+}
+
+fn ended(key: &FlowKey<Address>, half: &Flow<Address>, peer: &Flow<Address>) -> Ended {
+    let is_egress = key.side == Side::Egress as u8;
+    let (egress, ingress) = if is_egress { (half, peer) } else { (peer, half) };
+    let egress_key = if is_egress { *key } else { key.peer(half.address, half.port) };
+    Ended {
+        inside: (egress_key.source, egress_key.source_port),
+        outside: (egress.address, egress.port),
+        remote: (egress_key.target, egress_key.target_port),
+        inside_expects: egress.acknowledgement.get(),
+        remote_expects: ingress.acknowledgement.get(),
+    }
 }
 
 /// A destination in one pass.
@@ -125,19 +165,38 @@ impl Hasher for AsItIs {
 }
 
 impl Sweep {
-    /// A sweep of these tables.
-    pub fn new(flows: Flows, positions: PositionsMemory) -> Sweep {
+    /// A sweep of the tables that are pinned there.
+    pub fn open(pins: &Pins) -> Result<Sweep, TableError> {
         let mut sweep = Sweep {
-            flows,
-            positions,
+            flows: maps::open_flows(pins)?,
+            positions: maps::open_positions(pins)?,
             cursor: Cursor::default(),
             usage: Usage::default(),
             destinations: HashMap::default(),
             seen: Vec::new(),
             doubtful: BTreeMap::new(),
+            allowances: maps::open_allowances(pins)?,
+            quotas: BTreeMap::new(),
+            counted: BTreeMap::new(),
+            opened: BTreeMap::new(),
+            ended: Vec::new(),
         };
         sweep.begin();
-        sweep
+        Ok(sweep)
+    }
+
+    /// Says whose allowances the flows of each pod use.
+    pub fn set_quotas(&mut self, quotas: &BTreeMap<Address, Quota>) {
+        if self.quotas != *quotas {
+            self.quotas.clone_from(quotas);
+            self.begin();
+        }
+    }
+
+    /// Takes the connections that have come to their end since the last call; at most
+    /// [`ENDED_MAX`]. Further ones stay in the table until there is room.
+    pub fn take_ended(&mut self) -> Vec<Ended> {
+        std::mem::take(&mut self.ended)
     }
 
     /// Forgets the pass under way: what it has seen is from before a change of the holding.
@@ -174,6 +233,13 @@ impl Sweep {
         self.cursor = Cursor::default();
         self.usage = Usage::default();
         self.destinations.clear();
+        self.counted.clear();
+        self.opened.clear();
+        for row in self.quotas.values().flat_map(|quota| [quota.pod, quota.namespace]) {
+            if let Some(allowance) = self.allowances.row(row).filter(|_| row != 0) {
+                self.opened.insert(row, allowance.opened.get());
+            }
+        }
         self.seen.clear();
         for (_, row) in watched(&self.positions) {
             let seen = Some(self.seen.len() as u32);
@@ -184,6 +250,10 @@ impl Sweep {
 
     fn end(&mut self) -> Usage {
         self.free_positions();
+        for (row, opened) in &self.opened {
+            let counted = self.counted.get(row).copied().unwrap_or(0);
+            self.allowances.set_used(*row, counted, *opened);
+        }
         let flows = self.destinations.values().map(|destination| destination.flows);
         self.usage.ports_used = flows.max().unwrap_or(0);
         let usage = std::mem::take(&mut self.usage);
@@ -205,9 +275,21 @@ impl Sweep {
         let block = if is_outbound { holding.block_of(outside) } else { None };
         let is_lost = is_outbound && block.is_none();
         if is_lost || is_over(&self.flows, settings, key, &half, now)? {
-            if self.remove(key, bytes, &half, is_lost)? {
+            // Whose port has a new owner is told in any case, others where their rule says so.
+            let is_told = half.marks.get() & mark::TCP_RESET != 0
+                || (is_lost && holding.taken.contains(&outside));
+            if is_told && self.ended.len() >= ENDED_MAX {
+                return Ok(());
+            }
+            if let Some(peer) = self.remove(key, bytes, &half, is_lost)? {
                 if is_outbound {
                     self.release(settings, key, &half);
+                }
+                if is_told
+                    && let Some(peer) = peer
+                    && flow::can_be_reset(&half, &peer, key.protocol)
+                {
+                    self.ended.push(ended(key, &half, &peer));
                 }
                 self.usage.removed += 1;
                 return Ok(());
@@ -222,6 +304,11 @@ impl Sweep {
         }
         self.usage.flows += 1;
         if is_outbound {
+            if let Some(quota) = self.quotas.get(&key.source) {
+                for row in [quota.pod, quota.namespace] {
+                    *self.counted.entry(row).or_default() += 1;
+                }
+            }
             self.usage.blocks.insert(block.unwrap_or((outside.0, block_of(outside.1))));
             let destination = match self.destinations.entry(fingerprint_of(settings, key, &half)) {
                 Entry::Occupied(entry) => entry.into_mut(),
@@ -237,7 +324,7 @@ impl Sweep {
         Ok(())
     }
 
-    /// Removes both halves. If the first one has changed since it was judged, a packet came or
+    /// Removes both halves; what the other one was, once they are gone. If the first one has changed since it was judged, a packet came or
     /// another flow has taken its place, and what was taken out goes back; a flow that has lost
     /// its address goes even if packets still come.
     fn remove(
@@ -246,22 +333,23 @@ impl Sweep {
         judged: &FlowBytes,
         half: &Flow<Address>,
         is_lost: bool,
-    ) -> Result<bool, TableError> {
+    ) -> Result<Option<Option<Flow<Address>>>, TableError> {
         let peer_key = Raw(key.peer(half.address, half.port));
-        let Some(taken) = self.flows.take(&Raw(*key))? else { return Ok(false) };
+        let Some(taken) = self.flows.take(&Raw(*key))? else { return Ok(None) };
         let is_same_flow =
             raw::row::<Flow<Address>>(&taken).is_some_and(|row| row.generation == half.generation);
         if taken != *judged && !(is_lost && is_same_flow) {
             self.flows.add(&Raw(*key), &taken)?;
-            return Ok(false);
+            return Ok(None);
         }
-        if let Some(peer) = self.flows.take(&peer_key)?
-            && raw::row::<Flow<Address>>(&peer).is_some_and(|row| row.generation != half.generation)
-        {
+        let Some(bytes) = self.flows.take(&peer_key)? else { return Ok(Some(None)) };
+        let peer = raw::row::<Flow<Address>>(&bytes);
+        if peer.as_ref().is_some_and(|row| row.generation != half.generation) {
             // The other half belongs to a newer flow.
-            self.flows.add(&peer_key, &peer)?;
+            self.flows.add(&peer_key, &bytes)?;
+            return Ok(Some(None));
         }
-        Ok(true)
+        Ok(Some(peer))
     }
 
     fn release(

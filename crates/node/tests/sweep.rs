@@ -10,14 +10,14 @@ use datapath::{
     egress::fingerprint,
     positions::{Bits, probe},
     protocol,
-    tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks, Timers},
+    tables::{AgentSettings, Flow, FlowKey, FlowKind, Quota, Side, Ticks, Timers, mark},
 };
 use node::{
     load,
     maps::{self, Address, FlowBytes, Flows},
     pins::{Pins, Role},
     raw::{PositionsMemory, Raw},
-    sweep::{Holding, STEP_ROWS_MAX, Sweep, Usage, clock},
+    sweep::{ENDED_MAX, Ended, Holding, STEP_ROWS_MAX, Sweep, Usage, clock},
 };
 
 const VIP: Address = [203, 0, 113, 10];
@@ -51,8 +51,7 @@ impl Tables {
     }
 
     fn sweep(&self) -> Sweep {
-        let positions = maps::open_positions(&self.loaded.pins).unwrap();
-        Sweep::new(maps::open_flows(&self.loaded.pins).unwrap(), positions)
+        Sweep::open(&self.loaded.pins).unwrap()
     }
 
     /// Both halves of a flow from the pod to a remote port, silent for `silent`.
@@ -189,4 +188,112 @@ fn positions_of_flows_that_are_over_can_be_taken_again() {
     pass(&mut sweep, &holding);
     assert_eq!(row.words[0].get(), 0b010);
     assert_eq!(row.fingerprint.get(), fingerprint);
+}
+
+/// Both halves of an established connection from the pod, silent for longer than it may, whose
+/// ends expect these numbers.
+fn connect(tables: &mut Tables, port: u16, marks: u32, expects: [u32; 2]) {
+    const ESTABLISHED: u32 = mark::SYN | mark::DATA | mark::ACK;
+    type Half = Flow<Address>;
+    let key = tables.open(443, port, u32::from(port - 2048), Ticks::from_seconds(241));
+    for side in [Side::Egress, Side::Ingress] {
+        let udp = match side {
+            Side::Egress => key,
+            Side::Ingress => key.peer(VIP, port.to_be_bytes()),
+        };
+        let mut bytes = tables.flows.take(&Raw(udp)).unwrap().unwrap();
+        let mut put = |at: usize, value: u32| {
+            bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        };
+        put(offset_of!(Half, marks), ESTABLISHED | marks);
+        put(offset_of!(Half, acknowledgement), expects[side as usize]);
+        let tcp = FlowKey { protocol: protocol::TCP, ..udp };
+        tables.flows.set(&Raw(tcp), &bytes).unwrap();
+    }
+}
+
+#[test]
+fn connections_that_idle_out_are_handed_over_with_the_numbers_that_their_ends_expect() {
+    let mut tables = Tables::new("ended", 4096);
+    connect(&mut tables, 2048, mark::TCP_RESET, [7_000, 9_000]);
+    // Its rule does not ask for it; it has ended by itself; it is no connection.
+    connect(&mut tables, 2049, 0, [1, 2]);
+    connect(&mut tables, 2050, mark::TCP_RESET | mark::FIN, [1, 2]);
+    tables.open(53, 2056, 8, Ticks::from_seconds(241));
+    let mut sweep = tables.sweep();
+    let usage = pass(&mut sweep, &holding(2048..2112));
+    assert_eq!(usage.removed, 4);
+    let port = 2048u16.to_be_bytes();
+    let expected = Ended {
+        inside: (POD, port),
+        outside: (VIP, port),
+        remote: ([198, 51, 100, 4], 443u16.to_be_bytes()),
+        inside_expects: 7_000,
+        remote_expects: 9_000,
+    };
+    assert_eq!(sweep.take_ended(), [expected]);
+    assert_eq!(sweep.take_ended(), []);
+    assert_eq!(tables.rows(), 0);
+}
+
+#[test]
+fn whose_port_a_listener_takes_is_told_whatever_its_rule_says() {
+    let mut tables = Tables::new("taken", 4096);
+    connect(&mut tables, 2048, 0, [7, 9]);
+    connect(&mut tables, 2049, 0, [7, 9]);
+    let mut sweep = tables.sweep();
+    let mut held = holding(2048..2112);
+    held.taken.insert((VIP, 2048));
+    let usage = pass(&mut sweep, &held);
+    assert_eq!(usage.removed, 2);
+    let ended: Vec<_> = sweep.take_ended().iter().map(|end| end.outside.1).collect();
+    assert_eq!(ended, [2048u16.to_be_bytes()]);
+}
+
+#[test]
+fn more_connections_than_can_be_told_at_once_end_in_later_passes() {
+    let count = ENDED_MAX as u16 + 100;
+    let mut tables = Tables::new("many", 8192);
+    for port in 2048..2048 + count {
+        connect(&mut tables, port, mark::TCP_RESET, [7, 9]);
+    }
+    let mut sweep = tables.sweep();
+    let held = holding(2048..2048 + count + 8);
+    let mut told = 0;
+    for _ in 0..1000 {
+        let _pass = sweep.step(&SETTINGS, &held).unwrap();
+        let ended = sweep.take_ended();
+        assert!(ended.len() <= ENDED_MAX);
+        told += ended.len();
+        if tables.rows() == 0 {
+            break;
+        }
+    }
+    assert_eq!(told, usize::from(count));
+    assert_eq!(tables.rows(), 0);
+}
+
+#[test]
+fn what_a_pod_has_open_is_counted_against_its_allowances() {
+    let mut tables = Tables::new("quotas", 4096);
+    let allowances = maps::open_allowances(&tables.loaded.pins).unwrap();
+    let row = |index| allowances.row(index).unwrap();
+    for (index, opened) in [(1, 10), (2, 50)] {
+        allowances.set_limit(index, 100);
+        for _ in 0..opened {
+            tables.positions.add_one(&row(index).opened);
+        }
+    }
+    assert_eq!((row(1).used(), row(2).used()), (10, 50));
+    for port in 2048..2051 {
+        tables.open(443, port, u32::from(port - 2048), Ticks(0));
+    }
+    tables.open(443, 2060, 12, Ticks::from_seconds(241));
+    let mut sweep = tables.sweep();
+    sweep.set_quotas(&[(POD, Quota { pod: 1, namespace: 2 })].into_iter().collect());
+    pass(&mut sweep, &holding(2048..2112));
+    assert_eq!((row(1).used(), row(2).used()), (3, 3));
+    // What is opened afterwards comes on top at once.
+    tables.positions.add_one(&row(1).opened);
+    assert_eq!((row(1).used(), row(2).used()), (4, 3));
 }

@@ -14,7 +14,6 @@ use datapath::limits::FLOW_ENTRIES_DEFAULT;
 use datapath::{Drop as Refused, Event};
 use node::agent::{PASS_EVERY, TURN};
 use node::load::{self, Loaded};
-use node::maps;
 use node::pins::{Pins, Role};
 use node::sweep::{Holding, Sweep};
 use serde::Serialize;
@@ -71,7 +70,7 @@ impl World {
     }
 
     fn sweep(&self) -> Result<Sweep> {
-        Ok(Sweep::new(maps::open_flows(&self.pins)?, maps::open_positions(&self.pins)?))
+        Ok(Sweep::open(&self.pins)?)
     }
 }
 

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use datapath::limits::{
-    BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, PRIVATE_RANGES_MAX, SEGMENTS_MAX, VIPS_MAX,
+    ALLOWANCES_ROWS, BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, PRIVATE_RANGES_MAX, QUOTAS_MAX,
+    SEGMENTS_MAX, VIPS_MAX,
 };
 use datapath::tables::{
-    Block, Endpoint, Policy, RuleKey, Segment, Service, Source, Ticks, Timers, Translation,
+    Block, Endpoint, Policy, Quota, RuleKey, Segment, Service, Source, Ticks, Timers, Translation,
     agent_flag, block_flag, policy_flag, rule_flag,
 };
 use ipnet::{IpNet, Ipv4Net};
@@ -15,7 +16,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::{Address, TablesError, changed, gone, octets};
 use crate::addresses::existing;
 use crate::backends::public_rules;
-use crate::cluster::{FlowTimers, IcmpEcho, LastHop};
+use crate::cluster::{FlowTimers, IcmpEcho, LastHop, Quotas};
 use crate::decide::{Method, Protocol, route_exceptions};
 use crate::lease::LeaseState;
 use crate::objects::Objects;
@@ -76,6 +77,10 @@ pub struct AgentTables {
     pub services: BTreeMap<RuleKey<Address>, Service>,
     /// The pods, in runs.
     pub endpoints: BTreeMap<u32, Endpoint<Address>>,
+    /// Whose allowances the flows of a pod use.
+    pub quotas: BTreeMap<Address, Quota>,
+    /// Limits of allowances, by row.
+    pub allowances: BTreeMap<u32, u32>,
 }
 
 /// A change of one row. `None` and zeroes remove.
@@ -101,6 +106,10 @@ pub enum AgentEdit {
     Service(RuleKey<Address>, Option<Service>),
     /// `endpoints`
     Endpoint(u32, Endpoint<Address>),
+    /// `quotas`
+    Quota(Address, Option<Quota>),
+    /// `allowances`: the limit; the rest is the programs' and the sweep's.
+    Allowance(u32, u32),
 }
 
 /// What the tables of `node` should hold, where `present` is what they hold.
@@ -148,6 +157,7 @@ pub fn agent_tables(
     tables.place_blocks(network, present);
     tables.place_policies(network, &objects.cluster().timers);
     tables.place_services(objects, node, present);
+    tables.place_quotas(objects, node, present);
     Ok(tables)
 }
 
@@ -156,6 +166,9 @@ fn flags(objects: &Objects, network: &NodeNetwork) -> u32 {
     let mut flags = 0;
     if cluster.last_hop == LastHop::KubeProxy {
         flags |= agent_flag::LAST_HOP_KUBE_PROXY;
+    }
+    if cluster.quotas != Quotas::default() {
+        flags |= agent_flag::QUOTAS;
     }
     if cluster.icmp_echo == IcmpEcho::Drop && network.spec.instance_public_ip.is_none() {
         flags |= agent_flag::DROP_ICMP_ECHO;
@@ -438,6 +451,57 @@ impl AgentTables {
         self.endpoints = runs.rows();
     }
 
+    /// Gives the node's pods and their namespaces allowances, where there are limits. Who has a row
+    /// keeps it.
+    fn place_quotas(&mut self, objects: &Objects, node: &str, present: &AgentTables) {
+        let Quotas { flows_per_pod, flows_per_namespace } = objects.cluster().quotas;
+        if flows_per_pod.is_none() && flows_per_namespace.is_none() {
+            return;
+        }
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+        enum Owner<'a> {
+            Pod(Address),
+            Namespace(&'a str),
+        }
+        let pods: Vec<(Address, &str)> = objects
+            .pods
+            .values()
+            .filter(|pod| pod.spec.node_name.as_deref() == Some(node) && !pod.spec.host_network)
+            .filter_map(|pod| {
+                let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+                Some((octets(pod.status.pod_ip?), namespace))
+            })
+            .take(QUOTAS_MAX as usize)
+            .collect();
+        let mut old = BTreeMap::new();
+        for (address, namespace) in &pods {
+            let Some(quota) = present.quotas.get(address) else { continue };
+            let rows =
+                [(Owner::Pod(*address), quota.pod), (Owner::Namespace(namespace), quota.namespace)];
+            old.extend(rows.into_iter().filter(|(_, row)| *row != 0));
+        }
+        let wanted = pods.iter().flat_map(|(address, namespace)| {
+            let pod = flows_per_pod.map(|_| Owner::Pod(*address));
+            pod.into_iter().chain(flows_per_namespace.map(|_| Owner::Namespace(namespace)))
+        });
+        let rows = places(&old, wanted, 1, ALLOWANCES_ROWS);
+        for (address, namespace) in &pods {
+            let row = |owner| rows.get(&owner).copied().unwrap_or(0);
+            let quota = Quota {
+                pod: row(Owner::Pod(*address)),
+                namespace: row(Owner::Namespace(namespace)),
+            };
+            self.quotas.insert(*address, quota);
+        }
+        for (owner, row) in &rows {
+            let limit = match owner {
+                Owner::Pod(_) => flows_per_pod,
+                Owner::Namespace(_) => flows_per_namespace,
+            };
+            self.allowances.insert(*row, limit.unwrap_or(0));
+        }
+    }
+
     /// The changes that lead from `present` to these tables, in order.
     pub fn edits(&self, present: &AgentTables) -> Vec<AgentEdit> {
         let mut edits = Vec::new();
@@ -470,6 +534,15 @@ impl AgentTables {
         edits.extend(sources.map(|(net, source)| AgentEdit::Source(*net, Some(*source))));
         let services = changed(&present.services, &self.services);
         edits.extend(services.map(|(key, row)| AgentEdit::Service(*key, Some(*row))));
+        let allowances = changed(&present.allowances, &self.allowances);
+        edits.extend(allowances.map(|(row, limit)| AgentEdit::Allowance(*row, *limit)));
+        let quotas = changed(&present.quotas, &self.quotas);
+        edits.extend(quotas.map(|(address, quota)| AgentEdit::Quota(*address, Some(*quota))));
+
+        let quotas = gone(&present.quotas, &self.quotas);
+        edits.extend(quotas.map(|address| AgentEdit::Quota(*address, None)));
+        let allowances = gone(&present.allowances, &self.allowances);
+        edits.extend(allowances.map(|row| AgentEdit::Allowance(*row, 0)));
 
         let services = gone(&present.services, &self.services);
         edits.extend(services.map(|key| AgentEdit::Service(*key, None)));
@@ -521,6 +594,9 @@ impl AgentTables {
             AgentEdit::Service(key, Some(row)) => drop(self.services.insert(*key, *row)),
             AgentEdit::Service(key, None) => drop(self.services.remove(key)),
             AgentEdit::Endpoint(index, row) => put(&mut self.endpoints, index, row),
+            AgentEdit::Quota(address, Some(row)) => drop(self.quotas.insert(*address, *row)),
+            AgentEdit::Quota(address, None) => drop(self.quotas.remove(address)),
+            AgentEdit::Allowance(row, limit) => put(&mut self.allowances, row, limit),
         }
     }
 }
