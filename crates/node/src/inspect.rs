@@ -15,7 +15,7 @@ use crate::{
     apply,
     attach::{EGRESS, INGRESS, MUX, interface_index},
     counters::{self, Counters},
-    maps::{self, Address, AgentMaps, MuxMaps, TableError},
+    maps::{self, Address, AgentMaps, FlowRoom, MuxMaps, TableError},
     pins::{Pins, Role},
     raw::{self, Raw},
     sweep,
@@ -103,6 +103,11 @@ impl AgentView {
     /// Its counters.
     pub fn counters(&self) -> Result<Counters, InspectError> {
         Ok(counters::read(&self.maps.counters)?)
+    }
+
+    /// How many flows fit, and what memory that takes.
+    pub fn flow_room(&self) -> Result<FlowRoom, InspectError> {
+        Ok(FlowRoom::of(&self.pins)?)
     }
 
     /// Its flows, by inside end.

@@ -1,7 +1,10 @@
 //! The kernel's tables as typed handles: one field for each, with the row types of
 //! [`datapath::tables`]. Opened from their pins, by the process that loaded them or by another.
 
-use std::{mem::size_of, os::fd::AsFd};
+use std::{
+    mem::size_of,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use aya::{
     Pod,
@@ -319,6 +322,47 @@ impl AgentMaps {
 /// The flow table on its own.
 pub fn open_flows(pins: &Pins) -> Result<Flows, TableError> {
     Hash::open(pins, "flows")
+}
+
+/// An agent's settings on their own.
+pub fn open_settings(pins: &Pins) -> Result<Rows<Raw<AgentSettings<Address>>>, TableError> {
+    Rows::open(pins, "settings")
+}
+
+/// How many flows fit, and what that takes of the kernel's memory, in words.
+pub fn flow_room(pins: &Pins) -> Result<String, TableError> {
+    let room = FlowRoom::of(pins)?;
+    let (flows, each) = (room.flows, room.bytes / u64::from(room.flows.max(1)));
+    Ok(format!("room for {flows} flows in {} MiB, {each} bytes each", room.bytes >> 20))
+}
+
+/// What flows fit and what that takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowRoom {
+    /// Flows that fit.
+    pub flows: u32,
+    /// Bytes of kernel memory of the flow table and the positions, as the kernel counts them.
+    pub bytes: u64,
+}
+
+impl FlowRoom {
+    /// That of the pinned tables.
+    pub fn of(pins: &Pins) -> Result<FlowRoom, TableError> {
+        let name = "flows";
+        let (rows, flows) = size_of_pinned(pins, name)?;
+        let (_, positions) = size_of_pinned(pins, "positions")?;
+        Ok(FlowRoom { flows: rows / 2, bytes: flows + positions })
+    }
+}
+
+/// Rows of a pinned table and the bytes that it takes.
+fn size_of_pinned(pins: &Pins, name: &'static str) -> Result<(u32, u64), TableError> {
+    let data = MapData::from_pin(pins.map(name)).map_err(TableError::of(name))?;
+    let rows = data.info().map_err(TableError::of(name))?.max_entries();
+    let path = format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(&path).map_err(|error| TableError::new(name, error))?;
+    let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+    Ok((rows, bytes.ok_or_else(|| TableError::new(name, "the kernel does not say its size"))?))
 }
 
 /// The table of positions, mapped into memory.
