@@ -26,9 +26,10 @@ use crate::{
     apply,
     attach::{self, Attached, TcWay},
     convert::Change,
+    inspect::AgentView,
     journal::{self, Journal},
     load::{self, Loaded},
-    maps::{self, Address, AgentMaps},
+    maps::{self, Address, AgentMaps, FlowRoom},
     neighbour,
     pins::{Pins, PinsLock, Role},
     raw::{PositionsMemory, Raw},
@@ -101,42 +102,47 @@ impl AgentConfig {
     }
 }
 
-/// Takes the programs off and forgets everything; tells how many flows that cut.
+/// Takes the programs off and forgets everything; tells how many flows that cut, where that can be
+/// seen.
 ///
 /// For `drain_for` at most, flows that are there go on and new ones pass as if the programs were
-/// not there; it ends early when no flow is left or `stop` is set.
-pub fn uninstall(config: &AgentConfig, drain_for: Duration, stop: &Stop) -> Result<u64> {
+/// not there; it ends early when no flow is left. Who dies in that time leaves it so, for the next
+/// uninstall to go on or the next agent to take back.
+pub fn uninstall(config: &AgentConfig, drain_for: Duration) -> Result<Option<u64>> {
     let pins = config.pins();
     if !pins.exist() {
-        return Ok(0);
+        return Ok(Some(0));
     }
     // A running agent would put them back.
     let lock = pins.lock()?;
-    let left = match drain_for.is_zero() {
-        true => 0,
-        false => drain(&pins, &lock, drain_for, stop)
-            .context("flows cannot be let go; to cut them, uninstall without draining")?,
+    let cut = match drain(config, &lock, drain_for) {
+        Ok(cut) => Some(cut),
+        Err(_) if drain_for.is_zero() => None,
+        Err(problem) => {
+            let way_out = "flows cannot be let go; to cut them, uninstall without draining";
+            return Err(problem.context(way_out));
+        }
     };
     attach::detach_agent(&pins, &config.uplink)?;
     pins.remove()?;
-    Ok(left)
+    Ok(cut)
 }
 
 /// Lets no flow begin and waits for those that are there to end; tells how many did not.
-fn drain(pins: &Pins, lock: &PinsLock, drain_for: Duration, stop: &Stop) -> Result<u64> {
+fn drain(config: &AgentConfig, lock: &PinsLock, drain_for: Duration) -> Result<u64> {
+    let pins = config.pins();
     pins.settle(lock)?;
-    let mut maps = AgentMaps::open(pins)?;
-    let holding = holding_of(&apply::read_agent(&maps, &maps::open_positions(pins)?)?);
-    let mut settings = maps.settings.get(0)?.0;
+    let mut rows = maps::open_settings(&pins)?;
+    let mut settings = rows.get(0)?.0;
     settings.flags |= agent_flag::LEAVING;
-    maps.settings.set(0, &Raw(settings))?;
-    let mut sweep = Sweep::new(maps::open_flows(pins)?, maps::open_positions(pins)?);
+    rows.set(0, &Raw(settings))?;
     let begun = Instant::now();
-    // BOUND: `drain_for`, and a pass that began after the flag was set.
+    let view = AgentView::open(&config.scope, &config.node)?;
+    // BOUND: `drain_for`.
     loop {
-        let Some(usage) = sweep.step(&settings, &holding)? else { continue };
-        if usage.flows == 0 || begun.elapsed() >= drain_for || stop.is_set() {
-            return Ok(usage.flows);
+        let left = view.flows()?.iter().filter(|flow| flow.may_go_on()).count();
+        if left == 0 || begun.elapsed() >= drain_for {
+            return Ok(left as u64);
         }
         std::thread::sleep(TURN);
     }
@@ -224,7 +230,7 @@ impl<'a> Agent<'a> {
         let maps = AgentMaps::open(&loaded.pins)?;
         let positions = maps::open_positions(&loaded.pins)?;
         let settings = maps.settings.get(0)?.0;
-        journal::info(format!("{}: {}", config.node, maps::flow_room(&loaded.pins)?));
+        journal::info(format!("{}: {}", config.node, FlowRoom::of(&loaded.pins)?));
         // Where nobody has said yet which positions may be taken, none may.
         let is_new = loaded.fresh.iter().any(|table| table == "positions");
         if is_new || settings.seed == [0; 2] {

@@ -2,6 +2,7 @@
 //! [`datapath::tables`]. Opened from their pins, by the process that loaded them or by another.
 
 use std::{
+    fmt,
     mem::size_of,
     os::fd::{AsFd, AsRawFd},
 };
@@ -17,6 +18,7 @@ use datapath::{
         Policy, Rule, RuleKey, Service, Source, Vip,
     },
 };
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
@@ -329,15 +331,9 @@ pub fn open_settings(pins: &Pins) -> Result<Rows<Raw<AgentSettings<Address>>>, T
     Rows::open(pins, "settings")
 }
 
-/// How many flows fit, and what that takes of the kernel's memory, in words.
-pub fn flow_room(pins: &Pins) -> Result<String, TableError> {
-    let room = FlowRoom::of(pins)?;
-    let (flows, each) = (room.flows, room.bytes / u64::from(room.flows.max(1)));
-    Ok(format!("room for {flows} flows in {} MiB, {each} bytes each", room.bytes >> 20))
-}
-
-/// What flows fit and what that takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How many flows fit, and what that takes of the kernel's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FlowRoom {
     /// Flows that fit.
     pub flows: u32,
@@ -352,6 +348,14 @@ impl FlowRoom {
         let (rows, flows) = size_of_pinned(pins, name)?;
         let (_, positions) = size_of_pinned(pins, "positions")?;
         Ok(FlowRoom { flows: rows / 2, bytes: flows + positions })
+    }
+}
+
+impl fmt::Display for FlowRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let each = self.bytes / u64::from(self.flows.max(1));
+        let (flows, mebibytes) = (self.flows, self.bytes >> 20);
+        write!(f, "room for {flows} flows in {mebibytes} MiB, {each} bytes each")
     }
 }
 

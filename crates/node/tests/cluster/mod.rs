@@ -162,7 +162,7 @@ pub struct Uninstall<'a>(pub &'a Wire, pub AgentConfig);
 
 impl Drop for Uninstall<'_> {
     fn drop(&mut self) {
-        let _ = self.0.here(|| agent::uninstall(&self.1, Duration::ZERO, &Stop::new()));
+        let _ = self.0.here(|| agent::uninstall(&self.1, Duration::ZERO));
     }
 }
 
