@@ -11,11 +11,15 @@ use std::{
     time::Duration,
 };
 
+use aya::maps::{Array, Map, MapData};
 use cluster::{
     Cluster, NODE, REMOTE, Running, Uninstall, VIP, agent_config, client, eventually, holds,
     internet, node_with, seen_from, start_agent,
 };
-use datapath::protocol;
+use datapath::{
+    protocol,
+    tables::{AgentSettings, Timers},
+};
 use model::lease::LeaseState;
 use node::{
     agent::AgentConfig,
@@ -23,6 +27,7 @@ use node::{
     counters::Kind,
     inspect::{AgentView, FlowView},
     load::{self, LoadError, Loaded},
+    maps::Address,
     pins::Role,
 };
 use wire::{HERE, UPLINK, Wire};
@@ -264,6 +269,29 @@ fn a_flow_table_that_nobody_can_convert_is_refused_and_the_programs_go_on() {
         assert_eq!(seen_from(&node.internet), Some(*port));
     }
     node.clients.clear();
+}
+
+#[test]
+fn settings_from_before_timers_were_settings_keep_their_secret_and_every_flow() {
+    /// The row as it was.
+    const OLD: usize = 40;
+    let wire = Wire::new("timers");
+    let mut node = Node::new(&wire, "timers");
+    let before = node.view().settings().unwrap().unwrap();
+    let pin = node.config.pins().map("settings");
+    let open = || Map::from_map_data(MapData::from_pin(&pin).unwrap()).unwrap();
+    let row = Array::<_, [u8; size_of::<AgentSettings<Address>>()]>::try_from(open())
+        .unwrap()
+        .get(&0, 0)
+        .unwrap();
+    node.make_odd("settings", OLD as u32);
+    let mut old = Array::<_, [u8; OLD]>::try_from(open()).unwrap();
+    old.set(0, row.first_chunk::<OLD>().unwrap(), 0).unwrap();
+    let _agent = node.start();
+    let after = node.view().settings().unwrap().unwrap();
+    assert_eq!(after, AgentSettings { epoch: after.epoch, ..before });
+    assert_eq!(after.timers, [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY]);
+    node.is_well();
 }
 
 #[test]
