@@ -51,6 +51,8 @@ counters! {
         NotConfigured = "not_configured",
         /// An RST of the agent's own, for a flow that is over.
         Answer = "answer",
+        /// Of no flow, while the programs are being uninstalled.
+        Leaving = "leaving",
     }
 }
 
@@ -109,6 +111,8 @@ counters! {
         QuotaExceeded = "quota_exceeded",
         /// Another source of this node uses a protocol without ports towards this destination.
         ProtocolInUse = "protocol_in_use",
+        /// Of no known flow, while flows are carried over to another table.
+        Held = "held",
     }
 }
 

@@ -179,6 +179,9 @@ fn way<T: AgentTables<V4>>(
     if tables.is_private(&headers.target) {
         return Way::unchanged(Pass::PrivateDestination);
     }
+    if settings.flags & agent_flag::LEAVING != 0 {
+        return Way::unchanged(Pass::Leaving);
+    }
     let index = match headers.protocol {
         protocol::TCP => source.tcp,
         protocol::UDP => source.udp,
@@ -192,6 +195,14 @@ fn way<T: AgentTables<V4>>(
     if policy.translation != Translation::Ports as u8 {
         let no_ports = headers.transport == Transport::Other;
         return Way::dropped(if no_ports { Drop::Protocol } else { Drop::NoOutbound });
+    }
+    if settings.flags & agent_flag::HOLD != 0 {
+        // Connections to the node's own addresses are left alone even then.
+        let is_next = headers.transport == Transport::Tcp && !headers.opens();
+        if is_next && headers.source == settings.node {
+            return Way::unchanged(Pass::NodeOwn);
+        }
+        return Way::dropped(Drop::Held);
     }
     match headers.transport {
         Transport::Tcp if !headers.opens() => {

@@ -153,6 +153,12 @@ fn inbound<T: AgentTables<V4>>(
     ticks: Ticks,
     now: u64,
 ) -> Result<Verdict<V4>, Drop> {
+    if settings.flags & agent_flag::HOLD != 0 {
+        return Err(Drop::Held);
+    }
+    if settings.flags & agent_flag::LEAVING != 0 {
+        return Ok(Verdict::Pass(Pass::Leaving));
+    }
     if headers.protocol == protocol::ICMP {
         return Err(Drop::NoFlow);
     }

@@ -296,6 +296,10 @@ pub mod agent_flag {
     pub const DROP_ICMP_ECHO: u32 = 1 << 1;
     /// Some sources have quotas.
     pub const QUOTAS: u32 = 1 << 2;
+    /// No flow is opened or missed: some may still have to be carried over.
+    pub const HOLD: u32 = 1 << 3;
+    /// No flow is opened: packets that are of none pass as if these programs were not there.
+    pub const LEAVING: u32 = 1 << 4;
 }
 
 /// Whose allowances a flow of one source uses; 0 is nobody's.

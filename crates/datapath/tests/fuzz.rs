@@ -30,8 +30,16 @@ fn random_traffic_keeps_the_rules() {
 }
 
 /// What the tables of the random traffic keep it from.
-const OUT_OF_REACH: &[&str] =
-    &["adopted", "icmp_echo", "no_gateway", "no_lease", "not_configured", "write_failed"];
+const OUT_OF_REACH: &[&str] = &[
+    "adopted",
+    "held",
+    "icmp_echo",
+    "leaving",
+    "no_gateway",
+    "no_lease",
+    "not_configured",
+    "write_failed",
+];
 
 #[test]
 fn random_traffic_reaches_nearly_every_reason_and_event() {

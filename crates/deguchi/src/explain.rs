@@ -9,6 +9,9 @@ use lab::{host, view};
 use model::decide::{Method, Protocol};
 use model::explain::{ExplainError, Explanation, Question};
 use model::lease::LeaseState;
+use node::inspect::AgentView;
+use node::maps::FlowRoom;
+use serde::Serialize;
 
 use crate::{lab as lab_command, print};
 
@@ -78,10 +81,28 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let explanation = model::explain::explain(&objects, &question)
         .context("the cluster changed while it was looked at")?;
+    let answer = Answer { flow_table: flow_table(&lab, &explanation.node)?, explanation };
     match arguments.output {
-        print::Output::Json => print::json(&explanation),
-        print::Output::Text => print::text(&told(&explanation)),
+        print::Output::Json => print::json(&answer),
+        print::Output::Text => print::text(&told(&answer.explanation, answer.flow_table)),
     }
+}
+
+/// An explanation, and what only the node itself knows.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    #[serde(flatten)]
+    explanation: Explanation,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flow_table: Option<FlowRoom>,
+}
+
+/// How many flows the node has room for. Without root nobody may look, and a node without an agent
+/// has none.
+fn flow_table(lab: &lab::life::Lab, node: &str) -> Result<Option<FlowRoom>> {
+    let Ok(agent) = AgentView::open(lab.place.name(), node) else { return Ok(None) };
+    Ok(Some(agent.flow_room()?))
 }
 
 fn suggest(error: ExplainError, objects: &model::objects::Objects) -> anyhow::Error {
@@ -94,7 +115,7 @@ fn suggest(error: ExplainError, objects: &model::objects::Objects) -> anyhow::Er
     }
 }
 
-fn told(explanation: &Explanation) -> String {
+fn told(explanation: &Explanation, flow_table: Option<FlowRoom>) -> String {
     let mut text = String::new();
     let mut line = |label: &str, value: &str| {
         let _ = writeln!(text, "{}", format!("{label:<14}{value}").trim_end());
@@ -138,6 +159,9 @@ fn told(explanation: &Explanation) -> String {
             line("", &format!("{}:{}-{}{state}", range.address, range.first, range.last));
         }
         line("Idle", &format!("{} minutes", explanation.idle_timeout_in_minutes));
+        if let Some(room) = flow_table {
+            line("Flow table", &room.to_string());
+        }
     }
     line("Because", "");
     for (number, step) in explanation.why.iter().enumerate() {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
@@ -10,6 +11,7 @@ use lab::wiring::Settings;
 use lab::{fault, host, life, manifest, ready, view};
 use model::cluster::{LoadBalancerSku, OutboundType};
 use model::objects::Kind;
+use node::agent::DRAIN_FOR_DEFAULT;
 
 use crate::{lab_view, print};
 
@@ -41,6 +43,7 @@ enum Command {
     Redeploy(Redeploy),
     Kill(Kill),
     Start(Start),
+    Uninstall(Uninstall),
     Replay(Replay),
 }
 
@@ -77,6 +80,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Redeploy(command) => redeploy(&command),
         Command::Kill(command) => kill(&command),
         Command::Start(command) => start(&command),
+        Command::Uninstall(command) => uninstall(&command),
         Command::Replay(command) => replay(&command),
     }
 }
@@ -106,6 +110,9 @@ struct Up {
     /// Seed of every draw: the same seed and the same commands give the same addresses.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Rows of each node's flow table; a flow takes two.
+    #[arg(long, value_name = "ROWS", default_value_t = Settings::default().flow_entries)]
+    flow_entries: u32,
 }
 
 fn up(command: Up) -> Result<ExitCode> {
@@ -116,6 +123,7 @@ fn up(command: Up) -> Result<ExitCode> {
         pods_per_node: command.pods_per_node,
         mtu: command.mtu,
         seed: command.seed,
+        flow_entries: command.flow_entries,
     };
     let place = command.which.place()?;
     life::up(&place, settings, &program()?, &print::progress)?;
@@ -355,12 +363,20 @@ fn kill(command: &Kill) -> Result<ExitCode> {
 
 /// Bring a killed machine or process back.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  deguchi lab start mux1")]
+#[command(after_help = "Examples:\n  deguchi lab start mux1\n  \
+    deguchi lab kill node1 --process && deguchi lab start node1 --flow-entries 1048576")]
 struct Start {
     #[command(flatten)]
     which: Which,
     /// A mux or a node; or `controller`, whose process may have ended.
     host: String,
+    /// From now on, rows of the node's flow table. The flows that it has are carried over.
+    #[arg(long, value_name = "ROWS")]
+    flow_entries: Option<u32>,
+    /// How long TCP connections from before the first attach pass untranslated. A lab has none,
+    /// but a node that was uninstalled may.
+    #[arg(long, value_name = "SECONDS")]
+    adopt_for: Option<u64>,
 }
 
 fn start(command: &Start) -> Result<ExitCode> {
@@ -372,10 +388,44 @@ fn start(command: &Start) -> Result<ExitCode> {
         }
         Some(life::Role::Machine(_)) | None => {
             let host = lab.host(&command.host)?;
-            fault::start(&mut lab, host, &print::progress)?;
+            let options = life::AgentOptions {
+                flow_entries: command.flow_entries,
+                adopt_for_seconds: command.adopt_for,
+            };
+            fault::start(&mut lab, host, options, &print::progress)?;
         }
     }
     print::text(&format!("{} works again\n", command.host))
+}
+
+/// Take the product off a node without cutting its connections. The node goes on without it.
+///
+/// Flows that are there go on being translated until they end; new ones pass as they are.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  deguchi lab uninstall node1 --drain-for 30")]
+struct Uninstall {
+    #[command(flatten)]
+    which: Which,
+    /// The node.
+    host: String,
+    /// How long flows may take to end; those that have not by then are cut. 0 cuts all at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_FOR_DEFAULT.as_secs())]
+    drain_for: u64,
+}
+
+fn uninstall(command: &Uninstall) -> Result<ExitCode> {
+    life::require_root("lab uninstall")?;
+    let mut lab = command.which.find()?;
+    let host = lab.host(&command.host)?;
+    print::progress(&format!("waiting for flows of {host} to end"));
+    let cut = fault::uninstall(&mut lab, host, Duration::from_secs(command.drain_for))?;
+    let what = match cut {
+        None => "its flows were cut".to_owned(),
+        Some(0) => "no flow was cut".to_owned(),
+        Some(1) => "1 flow was cut".to_owned(),
+        Some(cut) => format!("{cut} flows were cut"),
+    };
+    print::text(&format!("{host} is uninstalled; {what}\n"))
 }
 
 /// Run a command on a host of the lab: in its network namespace, as seen by `lab status`.

@@ -76,6 +76,7 @@ fn mux_note(host: Option<&HostStatus>) -> String {
     match host.killed {
         Some(Loss::Machine) => "killed: the machine is lost".to_owned(),
         Some(Loss::Process) => "process killed: its programs go on".to_owned(),
+        Some(Loss::Uninstalled) => "uninstalled".to_owned(),
         None => format!("{program}{}", process_note(host)),
     }
 }
@@ -94,6 +95,7 @@ fn node_note(host: Option<&HostStatus>) -> String {
     match host.killed {
         Some(Loss::Machine) => "killed: the machine is lost".to_owned(),
         Some(Loss::Process) => format!("{way}; process killed: its programs go on"),
+        Some(Loss::Uninstalled) => "uninstalled: nothing is translated here".to_owned(),
         None => format!("{way}{}", process_note(host)),
     }
 }

@@ -159,7 +159,17 @@ fn without_root_nothing_is_begun() {
 #[test]
 fn every_command_of_the_lab_has_help_with_an_example() {
     let commands = [
-        "up", "down", "status", "apply", "delete", "get", "exec", "redeploy", "kill", "start",
+        "up",
+        "down",
+        "status",
+        "apply",
+        "delete",
+        "get",
+        "exec",
+        "redeploy",
+        "kill",
+        "start",
+        "uninstall",
         "replay",
     ];
     for command in commands {

@@ -8,10 +8,11 @@ use serde_json::json;
 
 use crate::host::Host;
 use crate::kubelet;
-use crate::life::{Lab, Loss, Progress, Role};
+use crate::life::{AgentOptions, Lab, Loss, Progress, Role};
 use crate::namespace;
 use crate::process;
 use crate::ready;
+use crate::role;
 use crate::store::Key;
 use crate::view;
 use crate::wiring;
@@ -93,6 +94,24 @@ fn forget(lab: &Lab, host: Host) -> Result<()> {
     Ok(())
 }
 
+/// Takes the product off a node, which goes on without it. Flows that are there may end for
+/// `drain_for`; tells how many had not.
+pub fn uninstall(lab: &mut Lab, host: Host, drain_for: Duration) -> Result<Option<u64>> {
+    let lock = lab.place.lock()?;
+    if !matches!(host, Host::Node(_)) {
+        bail!("{host} cannot be uninstalled: nodes can");
+    }
+    if let Some(Loss::Machine) = lab.description.killed.get(&host) {
+        bail!("{host} is killed: `deguchi lab start {host}` brings it back");
+    }
+    lab.end(Role::Machine(host))?;
+    lab.description.killed.insert(host, Loss::Uninstalled);
+    lab.save()?;
+    drop(lock);
+    let config = role::agent_config(lab, host);
+    namespace::within(&lab.place.namespace(host), || node::agent::uninstall(&config, drain_for))
+}
+
 /// Starts one of the lab's own processes that has ended without [`kill`].
 pub fn start_process(lab: &Lab, role: Role, progress: Progress) -> Result<()> {
     let lock = lab.place.lock()?;
@@ -109,8 +128,9 @@ pub fn start_process(lab: &Lab, role: Role, progress: Progress) -> Result<()> {
     ready::in_force(lab)
 }
 
-/// Brings a host back, as it was before [`kill`]. A mux gets traffic only when it is ready.
-pub fn start(lab: &mut Lab, host: Host, progress: Progress) -> Result<()> {
+/// Brings a host back, as it was before [`kill`] but for `options`. A mux gets traffic only when it
+/// is ready.
+pub fn start(lab: &mut Lab, host: Host, options: AgentOptions, progress: Progress) -> Result<()> {
     let lock = lab.place.lock()?;
     let loss = lab.description.killed.get(&host).copied();
     let running = lab
@@ -124,10 +144,16 @@ pub fn start(lab: &mut Lab, host: Host, progress: Progress) -> Result<()> {
     if !matches!(host, Host::Mux(_) | Host::Node(_)) {
         bail!("{host} cannot be started: muxes and nodes can");
     }
+    if options != AgentOptions::default() && !matches!(host, Host::Node(_)) {
+        bail!("{host} has no flows of its own to set up: nodes have");
+    }
     if loss == Some(Loss::Machine) {
         wiring::mend(&lab.place, host)?;
     }
     lab.description.killed.remove(&host);
+    if options != AgentOptions::default() {
+        lab.description.agents.insert(host, options);
+    }
     lab.save()?;
     lab.start(Role::Machine(host))?;
     if loss == Some(Loss::Machine) && matches!(host, Host::Node(_)) {

@@ -36,6 +36,19 @@ pub struct Description {
     /// How often each node's machine was installed anew.
     #[serde(default)]
     pub deployments: BTreeMap<Host, u64>,
+    /// What `lab start` was told about nodes' agents.
+    #[serde(default)]
+    pub agents: BTreeMap<Host, AgentOptions>,
+}
+
+/// How a node's agent runs, where it differs from the lab's others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentOptions {
+    /// Rows of its flow table.
+    pub flow_entries: Option<u32>,
+    /// How long connections from before its first attach are left alone.
+    pub adopt_for_seconds: Option<u64>,
 }
 
 /// How a host was killed.
@@ -46,6 +59,8 @@ pub enum Loss {
     Machine,
     /// The process alone; its programs stay pinned and go on.
     Process,
+    /// Nothing of the product is left on it.
+    Uninstalled,
 }
 
 /// A lab that is up.
@@ -143,6 +158,7 @@ pub fn up(place: &Place, settings: Settings, program: &Path, progress: Progress)
         complete: false,
         killed: BTreeMap::new(),
         deployments: BTreeMap::new(),
+        agents: BTreeMap::new(),
     };
     let mut lab = Lab { place: place.clone(), description };
     match lab.build(progress) {
@@ -337,6 +353,8 @@ impl Lab {
         let name = role.name();
         let log = self.place.log(&name);
         let arguments = role.arguments(&self.place);
+        // What its predecessor had seen, it has yet to see: whoever waits waits for this one.
+        self.store().mark_seen(&name, 0)?;
         let record = process::start(&self.description.program, &arguments, &log)?;
         self.place.records().put(&name, &record)
     }

@@ -90,7 +90,8 @@ pub fn end(pids: &BTreeSet<i32>) -> Result<()> {
     }
 }
 
-/// State letter and start time of a process.
+/// State letter and start time of a process. One is a zombie only when all its threads are gone:
+/// until then it holds what it has open.
 fn state(pid: i32) -> Option<(char, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // proc(5): the name, in brackets, may hold anything; the fields after it start with the third.
@@ -98,7 +99,8 @@ fn state(pid: i32) -> Option<(char, u64)> {
     let mut fields = tail.split_whitespace();
     let state = fields.next()?.chars().next()?;
     let started = fields.nth(18)?.parse().ok()?;
-    Some((state, started))
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    Some((if state == 'Z' && threads > 1 { 'D' } else { state }, started))
 }
 
 /// Processes of a lab that no record names: their starter was ended before it wrote one. They are

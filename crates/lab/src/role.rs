@@ -11,7 +11,7 @@ use node::stop::Stop;
 
 use crate::echo::Echo;
 use crate::host::{self, Host};
-use crate::life::{self, Role};
+use crate::life::{self, Lab, Role};
 use crate::namespace;
 use crate::place::Place;
 use crate::reach::Reach;
@@ -33,12 +33,19 @@ fn agent(place: &Place, host: Host) -> Result<()> {
     namespace::enter(&place.namespace(host))?;
     let stop = Stop::on_signals()?;
     let lab = life::find_any(place)?;
-    let name = host.to_string();
     let mut reach = Reach::new(lab.store(), Role::Machine(host).name())?;
-    let mut config = AgentConfig::new(place.name(), &name, UPLINK);
-    // No connection is older than the lab, so none has to be taken over.
-    config.adopt_for = Duration::ZERO;
-    node::agent::run_agent(&mut reach, &config, &stop)
+    node::agent::run_agent(&mut reach, &agent_config(&lab, host), &stop)
+}
+
+/// How a node's agent runs.
+pub fn agent_config(lab: &Lab, host: Host) -> AgentConfig {
+    let options = lab.description.agents.get(&host).copied().unwrap_or_default();
+    AgentConfig {
+        flow_entries: options.flow_entries.unwrap_or(lab.settings().flow_entries),
+        // No connection is older than the lab, so none has to be taken over.
+        adopt_for: Duration::from_secs(options.adopt_for_seconds.unwrap_or(0)),
+        ..AgentConfig::new(lab.place.name(), &host.to_string(), UPLINK)
+    }
 }
 
 fn mux(place: &Place, host: Host) -> Result<()> {

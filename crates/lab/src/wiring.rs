@@ -16,6 +16,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, bail};
+use datapath::limits::FLOW_ENTRIES_DEFAULT;
 use model::cluster::{LoadBalancerSku, OutboundType};
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,8 @@ pub struct Settings {
     pub mtu: u16,
     /// Seed of every draw.
     pub seed: u64,
+    /// Rows of each node's flow table; a flow takes two.
+    pub flow_entries: u32,
 }
 
 impl Default for Settings {
@@ -58,6 +61,7 @@ impl Default for Settings {
             pods_per_node: 2,
             mtu: 1600,
             seed: 1,
+            flow_entries: FLOW_ENTRIES_DEFAULT,
         }
     }
 }
@@ -78,6 +82,9 @@ impl Settings {
         }
         if !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {
             bail!("--mtu {}: between muxes and nodes, {MTU_MIN} to {MTU_MAX} work", self.mtu);
+        }
+        if self.flow_entries < 2 {
+            bail!("--flow-entries {}: a flow takes two", self.flow_entries);
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use datapath::{
     limits::{BLOCK_PORTS, FLOW_ENTRIES_DEFAULT, GUE_OVERHEAD, GUE_PORT},
     protocol,
-    tables::{AgentSettings, Block},
+    tables::{AgentSettings, Block, agent_flag},
 };
 use model::{
     lease::{Drained, PortRange},
@@ -25,11 +25,13 @@ use crate::{
     answer::{self, Answerable, Number, Refusals, Sender},
     apply,
     attach::{self, Attached, TcWay},
+    convert::Change,
+    inspect::AgentView,
     journal::{self, Journal},
     load::{self, Loaded},
-    maps::{self, Address, AgentMaps, AgentMemory},
+    maps::{self, Address, AgentMaps, AgentMemory, FlowRoom},
     neighbour,
-    pins::{Pins, Role},
+    pins::{Pins, PinsLock, Role},
     raw::Raw,
     source::{self, Source},
     stop::Stop,
@@ -48,6 +50,8 @@ const USED_PORTS_STEP: u32 = 64;
 pub const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// TCP connections from before the first attach are left alone this long, unless told otherwise.
 pub const ADOPT_FOR_DEFAULT: Duration = Duration::from_secs(600);
+/// How long an uninstall waits for flows to end, unless told otherwise.
+pub const DRAIN_FOR_DEFAULT: Duration = Duration::from_secs(600);
 /// IPv4 and TCP headers without options: MTU minus this is the MSS.
 const HEADERS: u32 = 20 + 20;
 
@@ -98,16 +102,50 @@ impl AgentConfig {
     }
 }
 
-/// Takes the programs off and forgets everything. Flows that were translated end.
-pub fn uninstall(config: &AgentConfig) -> Result<()> {
+/// Takes the programs off and forgets everything; tells how many flows that cut, where that can be
+/// seen.
+///
+/// For `drain_for` at most, flows that are there go on and new ones pass as if the programs were
+/// not there; it ends early when no flow is left. Who dies in that time leaves it so, for the next
+/// uninstall to go on or the next agent to take back.
+pub fn uninstall(config: &AgentConfig, drain_for: Duration) -> Result<Option<u64>> {
     let pins = config.pins();
-    if pins.exist() {
-        // A running agent would put them back.
-        let _lock = pins.lock()?;
-        attach::detach_agent(&pins, &config.uplink)?;
-        pins.remove()?;
+    if !pins.exist() {
+        return Ok(Some(0));
     }
-    Ok(())
+    // A running agent would put them back.
+    let lock = pins.lock()?;
+    let cut = match drain(config, &lock, drain_for) {
+        Ok(cut) => Some(cut),
+        Err(_) if drain_for.is_zero() => None,
+        Err(problem) => {
+            let way_out = "flows cannot be let go; to cut them, uninstall without draining";
+            return Err(problem.context(way_out));
+        }
+    };
+    attach::detach_agent(&pins, &config.uplink)?;
+    pins.remove()?;
+    Ok(cut)
+}
+
+/// Lets no flow begin and waits for those that are there to end; tells how many did not.
+fn drain(config: &AgentConfig, lock: &PinsLock, drain_for: Duration) -> Result<u64> {
+    let pins = config.pins();
+    pins.settle(lock)?;
+    let mut rows = maps::open_settings(&pins)?;
+    let mut settings = rows.get(0)?.0;
+    settings.flags |= agent_flag::LEAVING;
+    rows.set(0, &Raw(settings))?;
+    let begun = Instant::now();
+    let view = AgentView::open(&config.scope, &config.node)?;
+    // BOUND: `drain_for`.
+    loop {
+        let left = view.flows()?.iter().filter(|flow| flow.may_go_on()).count();
+        if left == 0 || begun.elapsed() >= drain_for {
+            return Ok(left as u64);
+        }
+        std::thread::sleep(TURN);
+    }
 }
 
 /// Runs the node's part until `stop`. The programs stay attached after that and go on with the
@@ -166,6 +204,8 @@ struct Agent<'a> {
     /// What the tables hold.
     present: AgentTables,
     settings: AgentSettings<Address>,
+    /// [`agent_flag::HOLD`] while flows are carried over, else nothing.
+    hold: u32,
     /// Index of the interface that the programs are on.
     attached_to: Option<u32>,
     sweep: Sweep,
@@ -192,19 +232,24 @@ impl<'a> Agent<'a> {
         let maps = AgentMaps::open(&loaded.pins)?;
         let memory = AgentMemory::open(&loaded.pins)?;
         let settings = maps.settings.get(0)?.0;
-        // Without a seed nobody has ever filled these tables.
-        if settings.seed == [0; 2] {
+        journal::info(format!("{}: {}", config.node, FlowRoom::of(&loaded.pins)?));
+        // Where nobody has said yet which positions may be taken, none may.
+        let is_new = loaded.fresh.iter().any(|table| table == "positions");
+        if is_new || settings.seed == [0; 2] {
             apply::bar_all(&memory.positions);
         }
         let present = apply::read_agent(&maps, &memory)?;
         // Sources come last when tables are filled: with one of them there, so is all they need.
-        let is_filled = !present.sources.is_empty();
+        let is_beside = loaded.change.as_ref().is_some_and(|change| !change.is_switched());
+        let is_filled = !present.sources.is_empty() && !is_beside;
+        let moves_flows = loaded.change.as_ref().is_some_and(Change::moves_flows);
         let sweep = Sweep::open(&loaded.pins)?;
         let mut agent = Agent {
             config,
             maps,
             memory,
             settings,
+            hold: if moves_flows { agent_flag::HOLD } else { 0 },
             attached_to: None,
             sweep,
             holding: holding_of(&present),
@@ -268,7 +313,7 @@ impl<'a> Agent<'a> {
             self.holding.blocks.iter(),
             services.map(|key| (key.vip, u16::from_be_bytes(key.port))),
         );
-        if self.attached_to.is_none() {
+        if self.attached_to.is_none() || self.loaded.change.is_some() {
             self.attach()?;
         }
         if !self.answers {
@@ -287,7 +332,7 @@ impl<'a> Agent<'a> {
             node: desired.node,
             gue_port: self.config.gue_port,
             mss_max: self.mss_max()?,
-            flags: desired.flags,
+            flags: desired.flags | self.hold,
             epoch,
             timers: desired.timers,
             ..self.settings
@@ -297,6 +342,10 @@ impl<'a> Agent<'a> {
             let adopt = u64::try_from(self.config.adopt_for.as_nanos()).unwrap_or(u64::MAX);
             settings.adopt_until = sweep::clock().saturating_add(adopt);
         }
+        self.set(settings)
+    }
+
+    fn set(&mut self, settings: AgentSettings<Address>) -> Result<()> {
         if settings != self.settings {
             self.maps.settings.set(0, &Raw(settings))?;
             self.settings = settings;
@@ -314,7 +363,48 @@ impl<'a> Agent<'a> {
         Ok(u16::try_from(room).unwrap_or(u16::MAX))
     }
 
+    /// Puts the programs to work, after whatever their tables have yet to be given.
     fn attach(&mut self) -> Result<()> {
+        let Some(mut change) = self.loaded.change.take() else { return self.attach_programs() };
+        let outcome = self.change_over(&mut change);
+        if outcome.is_err() {
+            self.loaded.change = Some(change);
+        }
+        outcome
+    }
+
+    /// Puts the programs to work on tables of another shape. Until all that the old programs wrote
+    /// is merged, no flow is opened: its port could be one that they have given away.
+    fn change_over(&mut self, change: &mut Change) -> Result<()> {
+        self.set(AgentSettings { flags: self.settings.flags | self.hold, ..self.settings })?;
+        change.switch().context("cannot change tables")?;
+        self.loaded.pins = self.loaded.pins.current();
+        let swapped = Instant::now();
+        self.attach_programs()?;
+        let merged = change.merge().context("cannot carry flows over")?;
+        self.hold = 0;
+        let flags = self.settings.flags & !agent_flag::HOLD;
+        self.set(AgentSettings { flags, ..self.settings })?;
+        change.end()?;
+        // What it has seen is from before.
+        self.sweep.restart();
+        let node = &self.config.node;
+        if change.moves_flows() {
+            journal::info(format!(
+                "{node}: flows carried over; none was opened for {} ms",
+                swapped.elapsed().as_millis()
+            ));
+        }
+        if merged.without_room > 0 {
+            journal::warn(format!(
+                "{node}: {} entries opened meanwhile had no room in the flow table",
+                merged.without_room
+            ));
+        }
+        Ok(())
+    }
+
+    fn attach_programs(&mut self) -> Result<()> {
         let (config, pins) = (self.config, &self.loaded.pins);
         let attached =
             attach::attach_agent(&mut self.loaded.ebpf, pins, &config.uplink, config.way())?;
@@ -341,7 +431,8 @@ impl<'a> Agent<'a> {
     /// One step of the sweep.
     fn sweep(&mut self, objects: &Objects) -> Result<()> {
         let is_early = self.passed.is_some_and(|last| last.elapsed() < PASS_EVERY);
-        if self.settings.seed == [0; 2] || is_early {
+        // Before the programs work with these tables, what stands there is not what happens.
+        if self.attached_to.is_none() || is_early {
             return Ok(());
         }
         let passed = self.sweep.step(&self.settings, &self.holding);

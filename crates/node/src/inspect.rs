@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use datapath::{
     flow,
-    tables::{AgentSettings, Flow, FlowKey, FlowKind, MuxSettings, Side, Ticks},
+    tables::{AgentSettings, Flow, FlowKey, FlowKind, MuxSettings, Side, Ticks, mark},
 };
 use model::tables::{AgentTables, MuxTables};
 use thiserror::Error;
@@ -15,7 +15,7 @@ use crate::{
     apply,
     attach::{EGRESS, INGRESS, MUX, interface_index},
     counters::{self, Counters},
-    maps::{Address, AgentMaps, AgentMemory, MuxMaps, TableError},
+    maps::{Address, AgentMaps, AgentMemory, FlowRoom, MuxMaps, TableError},
     pins::{Pins, Role},
     raw::{self, Raw},
     sweep,
@@ -58,7 +58,19 @@ pub struct FlowView {
     pub idle_max_ms: u64,
     /// Over: still in the table, but free for anyone.
     pub is_over: bool,
+    /// Both ends have closed the connection, or one has reset it.
+    pub is_closed: bool,
 }
+
+impl FlowView {
+    /// Whether packets of it must be expected: of a closed connection only repetitions come.
+    pub fn may_go_on(&self) -> bool {
+        !self.is_over && !(self.is_closed && self.idle_ms > CLOSED_MS)
+    }
+}
+
+/// Silence after which the end of a connection is taken to have arrived.
+const CLOSED_MS: u64 = 2_000;
 
 /// A program and whether it is at work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +115,11 @@ impl AgentView {
     /// Its counters.
     pub fn counters(&self) -> Result<Counters, InspectError> {
         Ok(counters::read(&self.maps.counters)?)
+    }
+
+    /// How many flows fit, and what memory that takes.
+    pub fn flow_room(&self) -> Result<FlowRoom, InspectError> {
+        Ok(FlowRoom::of(&self.pins)?)
     }
 
     /// Its flows, by inside end.
@@ -241,6 +258,7 @@ fn view(
 ) -> FlowView {
     // For an echo the identifier is the port of the inside.
     let end = |address: Address, port| SocketAddrV4::new(address.into(), u16::from_be_bytes(port));
+    let (ours, theirs) = (half.marks.get(), peer.map_or(0, |peer| peer.marks.get()));
     FlowView {
         protocol: key.protocol,
         is_outbound: half.kind == FlowKind::Outbound as u8,
@@ -250,6 +268,7 @@ fn view(
         idle_ms: milliseconds(now.since(Ticks(half.last_seen.get()))),
         idle_max_ms: milliseconds(Ticks(half.idle)),
         is_over: flow::expired(half, peer, key.protocol, settings, now),
+        is_closed: (ours | theirs) & mark::RST != 0 || ours & theirs & mark::FIN != 0,
     }
 }
 

@@ -5,14 +5,18 @@ use std::{io, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{MapError, MapInfo},
+    maps::MapError,
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 use aya_obj::{EbpfSectionKind, Object};
 use nix::libc;
 use thiserror::Error;
 
-use crate::pins::{Pins, PinsError, PinsLock, Role, rename};
+use crate::{
+    convert::{self, Change, Shape, Wanted},
+    maps::TableError,
+    pins::{Pins, PinsError, PinsLock, Role, rename},
+};
 
 /// The agent's object file.
 pub static AGENT_OBJECT: &[u8] =
@@ -51,10 +55,10 @@ pub enum LoadError {
     /// Pins.
     #[error(transparent)]
     Pins(#[from] PinsError),
-    /// A table that an earlier run left has another shape.
+    /// A table that an earlier run left has a shape that nobody knows how to carry over.
     #[error(
-        "table {table} at {path} has {what} {found}, this version needs {needed}: \
-         uninstall first (flows are lost), or run the version that made it"
+        "table {table} at {path} has {what} {found}, this version needs {needed} and cannot \
+         convert it: run the version that made it, or uninstall first (flows are lost)"
     )]
     LayoutChanged {
         /// The table.
@@ -68,6 +72,25 @@ pub enum LoadError {
         /// What this version makes.
         needed: u32,
     },
+    /// What a table holds does not fit.
+    #[error("table {table} holds {used} rows, and {needed} are asked for: ask for more")]
+    TooSmall {
+        /// The table.
+        table: String,
+        /// Rows that it holds.
+        used: u64,
+        /// Rows that it should have.
+        needed: u32,
+    },
+    /// Another version has begun to change the tables and not ended it.
+    #[error("a change of tables was begun by another version (see {path}): run that one first")]
+    Interrupted {
+        /// What shows it.
+        path: PathBuf,
+    },
+    /// A table cannot be carried over.
+    #[error(transparent)]
+    Carry(#[from] TableError),
     /// A pinned table cannot be read.
     #[error("table {table}: {source}")]
     Table {
@@ -89,14 +112,32 @@ pub enum LoadError {
     },
 }
 
+impl LoadError {
+    pub(crate) fn layout(name: &str, pins: &Pins, found: &Shape, needed: &Shape) -> LoadError {
+        let (table, path) = (name.to_owned(), pins.map(name));
+        let differ = [
+            ("kind", found.kind, needed.kind),
+            ("key size", found.key, needed.key),
+            ("row size", found.row, needed.row),
+        ];
+        let first = differ.into_iter().find(|(_, found, needed)| found != needed);
+        let (what, found, needed) = first.unwrap_or(("number of rows", found.rows, needed.rows));
+        LoadError::LayoutChanged { table, path, what, found, needed }
+    }
+}
+
 /// Programs in the kernel, not yet attached, and the lock of their pins.
 pub struct Loaded {
     /// Programs and tables.
     pub ebpf: Ebpf,
     /// Where they are pinned.
     pub pins: Pins,
-    /// True when the tables of an earlier run were found.
+    /// True when tables of an earlier run were found.
     pub reused: bool,
+    /// Tables that were made, and are empty.
+    pub fresh: Vec<String>,
+    /// The way from tables of another shape to these, still to be gone.
+    pub change: Option<Change>,
     /// Keeps other processes away.
     pub lock: PinsLock,
 }
@@ -138,30 +179,53 @@ pub fn load(pins: Pins, role: Role, sizes: &[(&str, u32)]) -> Result<Loaded, Loa
     load_object(pins, object, sizes)
 }
 
-/// Loads an object, keeping the tables that are pinned already.
+/// Loads an object, keeping the tables that are pinned already. Where their shape has changed, new
+/// ones are made beside them, for [`Loaded::change`] to put in their place.
 pub fn load_object(pins: Pins, object: &[u8], sizes: &[(&str, u32)]) -> Result<Loaded, LoadError> {
     check_kernel()?;
     pins.create().map_err(permission)?;
     let lock = pins.lock().map_err(permission)?;
-    let tables = tables_of(object, sizes)?;
-    let mut fresh = Vec::new();
-    for table in &tables {
-        if !check_layout(&pins, table)? {
-            fresh.push(pins.map(&table.name));
-        }
+    pins.settle(&lock).map_err(permission)?;
+    let mut tables = Vec::new();
+    for (name, needed) in tables_of(object, sizes)? {
+        let found = convert::shape_of(&pins, &name)?;
+        tables.push(Wanted { name, needed, found });
     }
-    let reused = fresh.is_empty();
-    let loaded = load_programs(&pins, object, sizes, &tables);
+    let fresh: Vec<_> =
+        tables.iter().filter(|table| table.is_new()).map(|table| table.name.clone()).collect();
+    let reused = fresh.len() < tables.len() || tables.iter().any(|table| table.found.is_some());
+    let was_interrupted = pins.old().has_tables();
+    let change = match reused && !fresh.is_empty() {
+        true if was_interrupted => {
+            let path = pins.old().map("");
+            return Err(LoadError::Interrupted { path });
+        }
+        true => {
+            convert::check(&pins, &tables)?;
+            Some(Change::begin(&pins, &tables)?)
+        }
+        false if was_interrupted => Some(Change::resume(&pins, &tables)?),
+        false => None,
+    };
+    let is_beside = change.as_ref().is_some_and(|change| !change.is_switched());
+    let home = if is_beside { pins.next() } else { pins.clone() };
+    let loaded = load_programs(&home, object, sizes, &tables).and_then(|ebpf| {
+        let mut change = change;
+        if let Some(change) = change.as_mut().filter(|_| is_beside) {
+            change.fill(&tables)?;
+        }
+        Ok((ebpf, change))
+    });
     if loaded.is_err() {
         // What this attempt pinned is of no use without programs.
-        for pin in &fresh {
-            let _ = std::fs::remove_file(pin);
-        }
-        if fresh.len() == tables.len() {
+        if is_beside {
+            let _ = home.discard();
+        } else if !reused {
             let _ = pins.remove();
         }
     }
-    Ok(Loaded { ebpf: loaded?, pins, reused, lock })
+    let (ebpf, change) = loaded?;
+    Ok(Loaded { ebpf, pins: home, reused, fresh, change, lock })
 }
 
 /// Whoever may not write to the BPF file system may not load programs either.
@@ -177,71 +241,32 @@ fn permission(error: PinsError) -> LoadError {
     }
 }
 
-/// A table as the object declares it.
-struct Declared {
-    name: String,
-    key_size: u32,
-    value_size: u32,
-    rows: u32,
-    kind: u32,
-}
-
-fn tables_of(object: &[u8], sizes: &[(&str, u32)]) -> Result<Vec<Declared>, LoadError> {
+/// The tables that the object declares.
+fn tables_of(object: &[u8], sizes: &[(&str, u32)]) -> Result<Vec<(String, Shape)>, LoadError> {
     let parsed = Object::parse(object).map_err(|error| LoadError::Object(error.to_string()))?;
     let mut tables: Vec<_> = parsed
         .maps
         .iter()
         // Constants of the programs change with every version and belong to nobody else.
         .filter(|(_, map)| map.section_kind() == EbpfSectionKind::BtfMaps)
-        .map(|(name, map)| Declared {
-            name: name.clone(),
-            key_size: map.key_size(),
-            value_size: map.value_size(),
-            rows: sizes
+        .map(|(name, map)| {
+            let rows = sizes
                 .iter()
                 .find(|(sized, _)| sized == name)
-                .map_or(map.max_entries(), |(_, rows)| *rows),
-            kind: map.map_type(),
+                .map_or(map.max_entries(), |(_, rows)| *rows);
+            let (kind, key, row) = (map.map_type(), map.key_size(), map.value_size());
+            (name.clone(), Shape { kind, key, row, rows })
         })
         .collect();
-    tables.sort_by(|one, other| one.name.cmp(&other.name));
+    tables.sort_by(|(one, _), (other, _)| one.cmp(other));
     Ok(tables)
-}
-
-/// True when the table is pinned with the right shape; false when it is not there.
-fn check_layout(pins: &Pins, table: &Declared) -> Result<bool, LoadError> {
-    let path = pins.map(&table.name);
-    let found = match MapInfo::from_pin(&path) {
-        Ok(found) => found,
-        Err(error) if is_missing(&error) => return Ok(false),
-        Err(source) => return Err(LoadError::Table { table: table.name.clone(), source }),
-    };
-    let kind = found
-        .map_type()
-        .map_err(|source| LoadError::Table { table: table.name.clone(), source })?;
-    for (what, found, needed) in [
-        ("kind", kind as u32, table.kind),
-        ("key size", found.key_size(), table.key_size),
-        ("row size", found.value_size(), table.value_size),
-        ("number of rows", found.max_entries(), table.rows),
-    ] {
-        if found != needed {
-            let table = table.name.clone();
-            return Err(LoadError::LayoutChanged { table, path, what, found, needed });
-        }
-    }
-    Ok(true)
-}
-
-fn is_missing(error: &MapError) -> bool {
-    matches!(error, MapError::SyscallError(call) if call.io_error.kind() == io::ErrorKind::NotFound)
 }
 
 fn load_programs(
     pins: &Pins,
     object: &[u8],
     sizes: &[(&str, u32)],
-    tables: &[Declared],
+    tables: &[Wanted],
 ) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
     for table in tables {
@@ -354,9 +379,9 @@ mod tests {
     #[test]
     fn both_objects_declare_their_tables() {
         let agent = tables_of(AGENT_OBJECT, &[("flows", 4096)]).unwrap();
-        let flows = agent.iter().find(|table| table.name == "flows").unwrap();
-        assert_eq!((flows.key_size, flows.rows), (16, 4096));
+        let (_, flows) = agent.iter().find(|(name, _)| name == "flows").unwrap();
+        assert_eq!((flows.key, flows.rows), (16, 4096));
         let mux = tables_of(MUX_OBJECT, &[]).unwrap();
-        assert!(mux.iter().any(|table| table.name == "owners"));
+        assert!(mux.iter().any(|(name, _)| name == "owners"));
     }
 }

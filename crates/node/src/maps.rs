@@ -1,7 +1,11 @@
 //! The kernel's tables as typed handles: one field for each, with the row types of
 //! [`datapath::tables`]. Opened from their pins, by the process that loaded them or by another.
 
-use std::{mem::size_of, os::fd::AsFd};
+use std::{
+    fmt,
+    mem::size_of,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use aya::{
     Pod,
@@ -11,6 +15,7 @@ use datapath::tables::{
     AgentSettings, AllowedSource, Block, Endpoint, Flow, FlowKey, MuxSettings, Node, Owners,
     Policy, Quota, Row, Rule, RuleKey, Service, Source, Vip,
 };
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
@@ -335,6 +340,49 @@ impl AgentMemory {
         let (positions, allowances) = (open_positions(pins)?, open_allowances(pins)?);
         Ok(AgentMemory { positions, allowances })
     }
+}
+
+/// An agent's settings on their own.
+pub fn open_settings(pins: &Pins) -> Result<Rows<Raw<AgentSettings<Address>>>, TableError> {
+    Rows::open(pins, "settings")
+}
+
+/// How many flows fit, and what that takes of the kernel's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowRoom {
+    /// Flows that fit.
+    pub flows: u32,
+    /// Bytes of kernel memory of the flow table and the positions, as the kernel counts them.
+    pub bytes: u64,
+}
+
+impl FlowRoom {
+    /// That of the pinned tables.
+    pub fn of(pins: &Pins) -> Result<FlowRoom, TableError> {
+        let name = "flows";
+        let (rows, flows) = size_of_pinned(pins, name)?;
+        let (_, positions) = size_of_pinned(pins, "positions")?;
+        Ok(FlowRoom { flows: rows / 2, bytes: flows + positions })
+    }
+}
+
+impl fmt::Display for FlowRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let each = self.bytes / u64::from(self.flows.max(1));
+        let (flows, mebibytes) = (self.flows, self.bytes >> 20);
+        write!(f, "room for {flows} flows in {mebibytes} MiB, {each} bytes each")
+    }
+}
+
+/// Rows of a pinned table and the bytes that it takes.
+fn size_of_pinned(pins: &Pins, name: &'static str) -> Result<(u32, u64), TableError> {
+    let data = MapData::from_pin(pins.map(name)).map_err(TableError::of(name))?;
+    let rows = data.info().map_err(TableError::of(name))?.max_entries();
+    let path = format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(&path).map_err(|error| TableError::new(name, error))?;
+    let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+    Ok((rows, bytes.ok_or_else(|| TableError::new(name, "the kernel does not say its size"))?))
 }
 
 /// The table of positions, mapped into memory.

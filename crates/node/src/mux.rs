@@ -167,7 +167,8 @@ impl<'a> Mux<'a> {
             true => apply::read_mux(&maps)?,
             false => MuxTables::default(),
         };
-        let is_filled = settings.address != Address::default();
+        let is_beside = loaded.change.as_ref().is_some_and(|change| !change.is_switched());
+        let is_filled = settings.address != Address::default() && !is_beside;
         let mut mux = Mux {
             config,
             loaded,
@@ -206,7 +207,8 @@ impl<'a> Mux<'a> {
         self.present.address = desired.address;
         self.write_settings(self.settings.gateway_mac)?;
         self.is_filled = true;
-        if !self.is_attached {
+        // With other tables at work, it has time to learn the gateway first: see `look_after`.
+        if !self.is_attached && self.loaded.change.is_none() {
             self.attach()?;
         }
         Ok(())
@@ -232,7 +234,23 @@ impl<'a> Mux<'a> {
         Ok(())
     }
 
+    /// Puts the program to work, on tables of another shape than the one before if need be.
     fn attach(&mut self) -> Result<()> {
+        let Some(mut change) = self.loaded.change.take() else { return self.attach_program() };
+        let mut change_over = || {
+            change.switch().context("cannot change tables")?;
+            self.loaded.pins = self.loaded.pins.current();
+            self.attach_program()?;
+            Ok(change.end()?)
+        };
+        let outcome = change_over();
+        if outcome.is_err() {
+            self.loaded.change = Some(change);
+        }
+        outcome
+    }
+
+    fn attach_program(&mut self) -> Result<()> {
         let (config, pins) = (self.config, &self.loaded.pins);
         let (attached, refused) =
             attach::attach_mux(&mut self.loaded.ebpf, pins, &config.interface, config.way)?;
@@ -277,6 +295,9 @@ impl<'a> Mux<'a> {
         let known = neighbour::resolved(gateway, &config.interface)?;
         // An entry that is being asked for again is no reason to forget what it was.
         self.write_settings(known.unwrap_or(self.settings.gateway_mac))?;
+        if self.loaded.change.is_some() && self.settings.gateway_mac != neighbour::Mac::default() {
+            self.attach()?;
+        }
         asked.with_context(|| format!("{}: cannot ask for gateway {gateway}", config.mux))
     }
 

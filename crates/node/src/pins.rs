@@ -1,5 +1,9 @@
 //! Where the kernel's objects of one host live in the BPF file system, so that they outlive the
 //! process: `ROOT/SCOPE/HOST/ROLE/{maps,programs,links}/NAME`.
+//!
+//! While tables are changed for others, `maps` has a neighbour. `next` holds tables that no program
+//! at work uses yet; `old` holds those that the programs at work may still use. Names change
+//! directory by directory, so that whoever dies on the way leaves one of these, never a mixture.
 
 use std::{
     fs, io,
@@ -19,6 +23,12 @@ use crate::raw;
 /// Where the BPF file system is mounted.
 pub const BPF_ROOT: &str = "/sys/fs/bpf";
 const PRODUCT: &str = "deguchi";
+/// Tables in use.
+const MAPS: &str = "maps";
+/// Tables that are to be used.
+const NEXT: &str = "next";
+/// Tables that were in use.
+const OLD: &str = "old";
 
 /// Which program of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +93,7 @@ impl PinsError {
 pub struct Pins {
     root: PathBuf,
     directory: PathBuf,
+    tables: &'static str,
     role: Role,
 }
 
@@ -99,17 +110,76 @@ impl Pins {
         let root = PathBuf::from(BPF_ROOT);
         let directory =
             root.join(PRODUCT).join(file_name(scope)).join(file_name(host)).join(role.name());
-        Pins { root, directory, role }
+        Pins { root, directory, tables: MAPS, role }
     }
 
-    /// Makes the directories, mounting the file system if need be.
+    /// The role.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Makes the directory, mounting the file system if need be.
     pub fn create(&self) -> Result<(), PinsError> {
         mount_once(&self.root)?;
-        for part in ["maps", "programs", "links"] {
+        make_directory(&self.directory).map_err(PinsError::file(&self.directory))
+    }
+
+    /// Makes the directories within. Ends or undoes what somebody who died had begun: see
+    /// [`Pins::switch`].
+    pub fn settle(&self, _lock: &PinsLock) -> Result<(), PinsError> {
+        let maps = self.directory.join(MAPS);
+        let next = self.next();
+        if next.has_tables() {
+            if maps.exists() {
+                next.discard()?;
+            } else {
+                rename(&self.directory.join(NEXT), &maps)?;
+            }
+        }
+        for part in [MAPS, "programs", "links"] {
             let path = self.directory.join(part);
             make_directory(&path).map_err(PinsError::file(&path))?;
         }
         Ok(())
+    }
+
+    /// The same with tables that are to be used.
+    pub fn next(&self) -> Pins {
+        Pins { tables: NEXT, ..self.clone() }
+    }
+
+    /// The same with tables that were used.
+    pub fn old(&self) -> Pins {
+        Pins { tables: OLD, ..self.clone() }
+    }
+
+    /// The same with the tables in use.
+    pub fn current(&self) -> Pins {
+        Pins { tables: MAPS, ..self.clone() }
+    }
+
+    /// Makes the tables' directory.
+    pub fn create_tables(&self) -> Result<(), PinsError> {
+        let path = self.directory.join(self.tables);
+        make_directory(&path).map_err(PinsError::file(&path))
+    }
+
+    /// Whether the tables' directory is there.
+    pub fn has_tables(&self) -> bool {
+        self.directory.join(self.tables).is_dir()
+    }
+
+    /// Forgets the tables. Programs at work keep those that they use.
+    pub fn discard(&self) -> Result<(), PinsError> {
+        remove_directory(&self.directory.join(self.tables))
+    }
+
+    /// Makes the next tables the ones in use, and those the old ones. Between the two steps no
+    /// tables are in use by name, from which [`Pins::settle`] sees how far this came.
+    pub fn switch(&self) -> Result<(), PinsError> {
+        let maps = self.directory.join(MAPS);
+        rename(&maps, &self.directory.join(OLD))?;
+        rename(&self.directory.join(NEXT), &maps)
     }
 
     /// Keeps other processes from working for the same host. The kernel lets go of the lock when
@@ -137,7 +207,7 @@ impl Pins {
 
     /// Pin of a map.
     pub fn map(&self, name: &str) -> PathBuf {
-        self.directory.join("maps").join(file_name(name))
+        self.directory.join(self.tables).join(file_name(name))
     }
 
     /// Pin of a program.
@@ -158,7 +228,7 @@ impl Pins {
                 let _ = raw::detach_pinned_link(&link.path());
             }
         }
-        for part in ["links", "programs", "maps"] {
+        for part in ["links", "programs", MAPS, NEXT, OLD] {
             remove_directory(&self.directory.join(part))?;
         }
         remove_directory(&self.directory)?;

@@ -107,31 +107,16 @@ pub fn batch<K: Pod, V: Pod>(
 ) -> io::Result<Batch<K, V>> {
     let mut keys = Vec::<K>::with_capacity(max as usize);
     let mut values = Vec::<V>::with_capacity(max as usize);
-    let mut next = 0u32;
-    // SAFETY: a plain C struct for which all zeroes is a value.
-    let mut attributes = unsafe { zeroed::<bpf_attr>() };
-    attributes.batch.in_batch =
-        cursor.0.as_ref().map_or(0, |position| position as *const u32 as u64);
-    attributes.batch.out_batch = &raw mut next as u64;
-    attributes.batch.keys = keys.as_mut_ptr() as u64;
-    attributes.batch.values = values.as_mut_ptr() as u64;
-    attributes.batch.count = max;
-    attributes.batch.map_fd = map.as_raw_fd() as u32;
     // SAFETY: both buffers have room for `max` rows of the sizes that the caller's typed handle
-    // was checked for; the cursor of a hash map or an array is a u32.
-    let answer = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes) };
-    let is_end = match answer {
-        Ok(_) => false,
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-        Err(error) => return Err(error),
-    };
-    // SAFETY: the kernel writes the number of rows that it has filled.
+    // was checked for.
+    let (count, cursor) = unsafe {
+        lookup_batch(map, cursor, max, keys.as_mut_ptr().cast(), values.as_mut_ptr().cast())
+    }?;
+    // SAFETY: the kernel has filled that many.
     unsafe {
-        let count = attributes.batch.count.min(max) as usize;
         keys.set_len(count);
         values.set_len(count);
     }
-    let cursor = (!is_end).then_some(Cursor(Some(next)));
     Ok((keys.into_iter().zip(values).collect(), cursor))
 }
 
@@ -150,6 +135,100 @@ pub fn hash_take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Opt
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Rows of a map whose types this version does not know.
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'a> {
+    /// The map.
+    pub map: BorrowedFd<'a>,
+    /// Bytes of a key.
+    pub key: usize,
+    /// Bytes of a row.
+    pub row: usize,
+}
+
+impl Table<'_> {
+    /// Reads up to `max` rows of a hash map or an array: all keys, all rows, and where to go on.
+    pub fn batch(
+        &self,
+        cursor: Cursor,
+        max: u32,
+    ) -> io::Result<(Vec<u8>, Vec<u8>, Option<Cursor>)> {
+        let mut keys = vec![0; self.key * max as usize];
+        let mut rows = vec![0; self.row * max as usize];
+        // SAFETY: both buffers have room for `max` keys and rows of the sizes that the kernel
+        // says the map has.
+        let (count, next) = unsafe {
+            lookup_batch(self.map, cursor, max, keys.as_mut_ptr().cast(), rows.as_mut_ptr().cast())
+        }?;
+        keys.truncate(self.key * count);
+        rows.truncate(self.row * count);
+        Ok((keys, rows, next))
+    }
+
+    /// Writes rows, each in one step, in place of those that are there.
+    pub fn put(&self, keys: &[u8], rows: &[u8]) -> io::Result<()> {
+        let count = keys.len() / self.key;
+        if count == 0 {
+            return Ok(());
+        }
+        assert!(keys.len() == count * self.key && rows.len() == count * self.row);
+        // SAFETY: a plain C struct for which all zeroes is a value.
+        let mut attributes = unsafe { zeroed::<bpf_attr>() };
+        attributes.batch.keys = keys.as_ptr() as u64;
+        attributes.batch.values = rows.as_ptr() as u64;
+        attributes.batch.count = count as u32;
+        attributes.batch.map_fd = self.map.as_raw_fd() as u32;
+        // SAFETY: there are `count` keys and rows of the map's sizes.
+        unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attributes) }.map(|_| ())
+    }
+
+    /// Reads the row at `key`; false when there is none.
+    pub fn get(&self, key: &[u8], row: &mut [u8]) -> io::Result<bool> {
+        assert!(key.len() == self.key && row.len() == self.row);
+        // SAFETY: a plain C struct for which all zeroes is a value.
+        let mut attributes = unsafe { zeroed::<bpf_attr>() };
+        attributes.__bindgen_anon_2.map_fd = self.map.as_raw_fd() as u32;
+        attributes.__bindgen_anon_2.key = key.as_ptr() as u64;
+        attributes.__bindgen_anon_2.__bindgen_anon_1.value = row.as_mut_ptr() as u64;
+        // SAFETY: key and row have the map's sizes.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// # Safety
+/// `keys` and `values` must have room for `max` of the map's.
+unsafe fn lookup_batch(
+    map: BorrowedFd<'_>,
+    cursor: Cursor,
+    max: u32,
+    keys: *mut libc::c_void,
+    values: *mut libc::c_void,
+) -> io::Result<(usize, Option<Cursor>)> {
+    let mut next = 0u32;
+    // SAFETY: a plain C struct for which all zeroes is a value.
+    let mut attributes = unsafe { zeroed::<bpf_attr>() };
+    attributes.batch.in_batch =
+        cursor.0.as_ref().map_or(0, |position| position as *const u32 as u64);
+    attributes.batch.out_batch = &raw mut next as u64;
+    attributes.batch.keys = keys as u64;
+    attributes.batch.values = values as u64;
+    attributes.batch.count = max;
+    attributes.batch.map_fd = map.as_raw_fd() as u32;
+    // SAFETY: the caller answers for the buffers; the cursor of a hash map or an array is a u32.
+    let is_end = match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes) } {
+        Ok(_) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => return Err(error),
+    };
+    // SAFETY: the kernel writes the number of rows that it has filled.
+    let count = unsafe { attributes.batch.count }.min(max) as usize;
+    Ok((count, (!is_end).then_some(Cursor(Some(next)))))
 }
 
 /// # Safety

@@ -192,29 +192,6 @@ fn uninstalling_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_table_of_another_shape_is_refused_by_name_and_left_alone() {
-    let wire = Wire::new("shape");
-    let scope = Scope::new("shape", Role::Agent);
-    let _sink = wire.listen();
-    wire.here(|| {
-        let mut loaded = scope.load();
-        attach::attach_agent(&mut loaded.ebpf, &loaded.pins, UPLINK, TcWay::Tcx).unwrap();
-        drop(loaded);
-        let refusal = load::load(scope.0.clone(), Role::Agent, &[("flows", 8192)]).err().unwrap();
-        assert!(
-            matches!(
-                &refusal,
-                LoadError::LayoutChanged { table, found: 4096, needed: 8192, .. }
-                    if table == "flows"
-            ),
-            "{refusal}"
-        );
-    });
-    wire.send(3);
-    assert_eq!(scope.agent_packets(), 3);
-}
-
-#[test]
 fn two_agents_cannot_work_for_one_host() {
     let scope = Scope::new("busy", Role::Agent);
     let _first = scope.load();

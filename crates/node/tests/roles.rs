@@ -1,215 +1,33 @@
 //! Agent and mux at work between two namespaces, with desired state that the test writes.
 
+mod cluster;
 mod wire;
 
 use std::{
     collections::BTreeMap,
     io,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    net::{SocketAddrV4, UdpSocket},
     process,
-    sync::{Arc, Mutex},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use cluster::{
+    Cluster, FIRST_PORT, MUX, NODE, REMOTE, Running, Uninstall, VIP, agent_config, client,
+    eventually, holds, internet, node_with, seen_from, start_agent,
+};
 use datapath::protocol;
 use model::{
-    decide::{Method, Protocol},
-    lease::{Lease, LeaseState, PortRange},
-    objects::Objects,
-    runtime::{
-        MuxNetwork, MuxNetworkStatus, NodeNetwork, NodeNetworkStatus, NodeOutbound, fingerprint,
-    },
+    lease::LeaseState,
+    runtime::{MuxNetwork, fingerprint},
 };
 use node::{
-    agent::{self, AgentConfig, run_agent},
     counters::Kind,
     inspect::{AgentView, MuxView},
     load,
     mux::{self, MuxConfig, run_mux},
-    source::{Refused, Source},
-    stop::Stop,
+    source::Refused,
 };
 use wire::{HERE, THERE, UPLINK, Wire};
-
-const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
-const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 4);
-const NODE: &str = "node1.example.com";
-const MUX: &str = "mux1";
-const FIRST_PORT: u16 = 2048;
-
-/// What the test wants, and what it is told.
-#[derive(Clone, Default)]
-struct Cluster(Arc<Mutex<Told>>);
-
-#[derive(Default)]
-struct Told {
-    objects: Objects,
-    has_changed: bool,
-    node: Option<NodeNetworkStatus>,
-    mux: Vec<MuxNetworkStatus>,
-    exhausted: Vec<Refused>,
-}
-
-impl Cluster {
-    fn change(&self, change: impl FnOnce(&mut Objects)) {
-        let mut told = self.0.lock().unwrap();
-        change(&mut told.objects);
-        told.has_changed = true;
-    }
-
-    fn applied_epoch(&self) -> Option<u32> {
-        self.0.lock().unwrap().node.as_ref().map(|status| status.applied_epoch)
-    }
-}
-
-impl Source for Cluster {
-    fn objects(&mut self) -> anyhow::Result<Objects> {
-        let mut told = self.0.lock().unwrap();
-        told.has_changed = false;
-        Ok(told.objects.clone())
-    }
-
-    fn wait(&mut self, timeout: Duration) -> anyhow::Result<bool> {
-        let deadline = Instant::now() + timeout;
-        while Instant::now() < deadline {
-            if self.0.lock().unwrap().has_changed {
-                return Ok(true);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        Ok(false)
-    }
-
-    fn report_node(&mut self, node: &str, status: &NodeNetworkStatus) -> anyhow::Result<()> {
-        assert_eq!(node, NODE);
-        self.0.lock().unwrap().node = Some(status.clone());
-        Ok(())
-    }
-
-    fn report_mux(&mut self, mux: &str, status: &MuxNetworkStatus) -> anyhow::Result<()> {
-        assert_eq!(mux, MUX);
-        self.0.lock().unwrap().mux.push(status.clone());
-        Ok(())
-    }
-
-    fn report_refused(&mut self, _node: &str, found: &[Refused]) -> anyhow::Result<()> {
-        self.0.lock().unwrap().exhausted.extend(found);
-        Ok(())
-    }
-}
-
-/// A node with `ports` ports of the VIP, under order `epoch`.
-fn node_with(epoch: u32, ports: u16, state: LeaseState) -> NodeNetwork {
-    let mut network = NodeNetwork::default();
-    network.metadata.name = NODE.into();
-    network.spec.epoch = epoch;
-    network.spec.address = Some(HERE);
-    let range = PortRange { address: VIP, start: FIRST_PORT, length: ports };
-    network.spec.leases = vec![Lease::new(range, epoch, state)];
-    network.spec.outbound = Protocol::ALL
-        .map(|protocol| NodeOutbound {
-            protocol,
-            method: Method::OutboundRule,
-            addresses: vec![VIP],
-            idle_timeout_in_minutes: 4,
-            enable_tcp_reset: false,
-        })
-        .into();
-    network
-}
-
-fn agent_config(test: &str) -> AgentConfig {
-    let scope = format!("test-{}-{test}", process::id());
-    AgentConfig { flow_entries: 4096, ..AgentConfig::new(&scope, NODE, UPLINK) }
-}
-
-/// A role that runs in a thread of its own and is ended, not uninstalled, when dropped.
-struct Running {
-    stop: Stop,
-    thread: Option<thread::JoinHandle<anyhow::Result<()>>>,
-}
-
-impl Running {
-    fn start(
-        wire: &Wire,
-        role: impl FnOnce(&Stop) -> anyhow::Result<()> + Send + 'static,
-    ) -> Running {
-        let stop = Stop::new();
-        let flag = stop.clone();
-        let namespace = wire.namespace();
-        let thread = thread::spawn(move || {
-            wire::enter(namespace.as_ref());
-            role(&flag)
-        });
-        Running { stop, thread: Some(thread) }
-    }
-
-    fn end(mut self) {
-        self.stop.set();
-        self.thread.take().unwrap().join().unwrap().unwrap();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop.set();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-struct Uninstall<'a>(&'a Wire, AgentConfig);
-
-impl Drop for Uninstall<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.here(|| agent::uninstall(&self.1));
-    }
-}
-
-fn start_agent(wire: &Wire, cluster: &Cluster, config: &AgentConfig) -> Running {
-    let (mut cluster, config) = (cluster.clone(), config.clone());
-    Running::start(wire, move |stop| run_agent(&mut cluster, &config, stop))
-}
-
-/// The Internet: sees who sends.
-fn internet(wire: &Wire) -> UdpSocket {
-    wire.there(|| {
-        wire::run(&format!("ip address add {REMOTE}/32 dev lo"));
-        // Sources come from a path that the way back does not take.
-        for scope in ["all", UPLINK] {
-            std::fs::write(format!("/proc/sys/net/ipv4/conf/{scope}/rp_filter"), "0").unwrap();
-        }
-    });
-    wire.here(|| wire::run(&format!("ip route add default via {THERE}")));
-    wire.there(|| {
-        let socket = UdpSocket::bind((REMOTE, 7)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        socket
-    })
-}
-
-fn seen_from(internet: &UdpSocket) -> Option<SocketAddrV4> {
-    match internet.recv_from(&mut [0; 64]) {
-        Ok((_, std::net::SocketAddr::V4(from))) => Some(from),
-        _ => None,
-    }
-}
-
-fn client(wire: &Wire) -> UdpSocket {
-    wire.here(|| {
-        let socket = UdpSocket::bind((HERE, 0)).unwrap();
-        socket.connect((REMOTE, 7)).unwrap();
-        socket
-    })
-}
-
-fn holds(from: Option<SocketAddrV4>, ports: u16) -> bool {
-    from.is_some_and(|from| {
-        *from.ip() == VIP && (FIRST_PORT..FIRST_PORT + ports).contains(&from.port())
-    })
-}
 
 #[test]
 fn a_node_leaves_by_its_lease_and_keeps_its_flows_over_a_restart() {
@@ -381,51 +199,84 @@ fn programs_that_were_taken_off_are_put_back() {
     eventually("they are back", attached);
 }
 
+/// A mux whose neighbour is router and node at once, and hears what it wraps.
+struct MuxAtWork {
+    wire: Wire,
+    config: MuxConfig,
+    cluster: Cluster,
+    wrapped: UdpSocket,
+    _stub: aya::Ebpf,
+}
+
+impl MuxAtWork {
+    fn new(test: &str) -> MuxAtWork {
+        let wire = Wire::new(test);
+        let scope = format!("test-{}-{test}", process::id());
+        let config = MuxConfig::new(&scope, MUX, UPLINK, 7);
+        let cluster = Cluster::default();
+        cluster.change(|objects| {
+            let mut node = node_with(1, 64, LeaseState::Usable);
+            node.spec.address = Some(THERE);
+            node.spec.instance_public_ip = Some(VIP);
+            objects.node_networks.insert(NODE.into(), node);
+            let mut mux = MuxNetwork::default();
+            mux.metadata.name = MUX.into();
+            mux.spec.address = Some(HERE);
+            mux.spec.gateway = Some(THERE);
+            mux.spec.epoch = 1;
+            mux.spec.fingerprint = fingerprint(objects.node_networks.values());
+            objects.mux_networks.insert(MUX.into(), mux);
+        });
+        // What a mux sends back by XDP arrives on a veth only where the other end has a program
+        // too.
+        let mut stub = aya::Ebpf::load(load::LAB_OBJECT).unwrap();
+        let pass: &mut aya::programs::Xdp = stub.program_mut("pass").unwrap().try_into().unwrap();
+        pass.load().unwrap();
+        let wrapped = wire.there(|| {
+            pass.attach(UPLINK, aya::programs::XdpMode::Driver).unwrap();
+            wire::run(&format!("ip route add {VIP}/32 via {HERE}"));
+            let socket = UdpSocket::bind((THERE, 6080)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket
+        });
+        MuxAtWork { wire, config, cluster, wrapped, _stub: stub }
+    }
+
+    /// Starts a mux and waits until it is ready.
+    fn start(&self, config: &MuxConfig) -> Running {
+        self.cluster.0.lock().unwrap().mux.clear();
+        let (mut cluster, config) = (self.cluster.clone(), config.clone());
+        let running = Running::start(&self.wire, move |stop| run_mux(&mut cluster, &config, stop));
+        eventually("the mux is ready", || {
+            let told = self.cluster.0.lock().unwrap();
+            told.mux.last().is_some_and(|status| status.ready && status.applied_epoch == 1)
+        });
+        running
+    }
+
+    /// Something that comes to a port that the node holds.
+    fn reply(&self) {
+        self.wire.there(|| {
+            let sender = UdpSocket::bind((THERE, 4321)).unwrap();
+            sender.send_to(b"reply", (VIP, FIRST_PORT + 9)).unwrap();
+        });
+    }
+}
+
+impl Drop for MuxAtWork {
+    fn drop(&mut self) {
+        let _ = self.wire.here(|| mux::uninstall(&self.config));
+    }
+}
+
 #[test]
 fn a_mux_wraps_replies_for_the_node_that_holds_the_port() {
-    let wire = Wire::new("wrap");
-    let scope = format!("test-{}-wrap", process::id());
-    let config = MuxConfig { uninstall: true, ..MuxConfig::new(&scope, MUX, UPLINK, 7) };
-    let cluster = Cluster::default();
-    cluster.change(|objects| {
-        // The neighbour is router and node at once.
-        let mut node = node_with(1, 64, LeaseState::Usable);
-        node.spec.address = Some(THERE);
-        node.spec.instance_public_ip = Some(VIP);
-        objects.node_networks.insert(NODE.into(), node);
-        let mut mux = MuxNetwork::default();
-        mux.metadata.name = MUX.into();
-        mux.spec.address = Some(HERE);
-        mux.spec.gateway = Some(THERE);
-        mux.spec.epoch = 1;
-        mux.spec.fingerprint = fingerprint(objects.node_networks.values());
-        objects.mux_networks.insert(MUX.into(), mux);
-    });
-    // What a mux sends back by XDP arrives on a veth only where the other end has a program too.
-    let mut stub = aya::Ebpf::load(load::LAB_OBJECT).unwrap();
-    let pass: &mut aya::programs::Xdp = stub.program_mut("pass").unwrap().try_into().unwrap();
-    pass.load().unwrap();
-    let wrapped = wire.there(|| {
-        pass.attach(UPLINK, aya::programs::XdpMode::Driver).unwrap();
-        wire::run(&format!("ip route add {VIP}/32 via {HERE}"));
-        let socket = UdpSocket::bind((THERE, 6080)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        socket
-    });
-    let running = {
-        let (mut cluster, config) = (cluster.clone(), config.clone());
-        Running::start(&wire, move |stop| run_mux(&mut cluster, &config, stop))
-    };
-    eventually("the mux is ready", || {
-        let told = cluster.0.lock().unwrap();
-        told.mux.last().is_some_and(|status| status.ready && status.applied_epoch == 1)
-    });
-    wire.there(|| {
-        let sender = UdpSocket::bind((THERE, 4321)).unwrap();
-        sender.send_to(b"reply", (VIP, FIRST_PORT + 9)).unwrap();
-    });
+    let work = MuxAtWork::new("wrap");
+    let config = MuxConfig { uninstall: true, ..work.config.clone() };
+    let running = work.start(&config);
+    work.reply();
     let mut packet = [0; 128];
-    let (length, from) = wrapped.recv_from(&mut packet).unwrap();
+    let (length, from) = work.wrapped.recv_from(&mut packet).unwrap();
     assert_eq!(from.ip(), HERE);
     // GUE variant 1: the IP packet itself, as it came.
     let inner = &packet[..length];
@@ -434,25 +285,50 @@ fn a_mux_wraps_replies_for_the_node_that_holds_the_port() {
     assert_eq!(inner[22..24], (FIRST_PORT + 9).to_be_bytes());
     assert_eq!(inner[28..], *b"reply");
 
-    let view = MuxView::open(&scope, MUX).unwrap();
-    let program = wire.here(|| view.program(UPLINK));
+    let view = MuxView::open(&config.scope, MUX).unwrap();
+    let program = work.wire.here(|| view.program(UPLINK));
     assert!(program.is_attached, "{program:?}");
     assert_eq!(view.counters().unwrap()[&(Kind::Event, "wrapped_reply")], 1);
     let settings = view.settings().unwrap().unwrap();
     assert_eq!(settings.gateway_mac, [2, 0, 0, 0, 0, 2]);
 
     running.end();
-    let told = cluster.0.lock().unwrap();
+    let told = work.cluster.0.lock().unwrap();
     let ends: Vec<_> = told.mux.iter().rev().take(2).map(|s| (s.ready, s.withdrawn)).collect();
     assert_eq!(ends, [(false, true), (false, false)], "first not ready, then withdrawn");
     assert!(!config.pins().exist());
     mux::uninstall(&config).unwrap();
 }
 
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not within 10 s: {what}");
-        thread::sleep(Duration::from_millis(20));
+#[test]
+fn a_mux_whose_tables_change_their_shape_is_never_without_them() {
+    let work = MuxAtWork::new("shape");
+    work.start(&work.config).end();
+    // The program at work keeps the tables that it has; the pins name others.
+    let pins = work.config.pins();
+    for table in ["settings", "vips", "owners", "nodes"] {
+        cluster::odd(&pins, load::MUX_OBJECT, table, 72);
     }
+    const PACKETS: usize = 2000;
+    let running = std::thread::scope(|threads| {
+        let receiver = threads.spawn(|| {
+            let mut packet = [0; 128];
+            (0..PACKETS).take_while(|_| work.wrapped.recv_from(&mut packet).is_ok()).count()
+        });
+        let sender = threads.spawn(|| {
+            for _ in 0..PACKETS {
+                work.reply();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let running = work.start(&work.config);
+        sender.join().unwrap();
+        assert_eq!(receiver.join().unwrap(), PACKETS, "packets that were wrapped");
+        running
+    });
+    let view = MuxView::open(&work.config.scope, MUX).unwrap();
+    // The new tables were at work before the last packet.
+    assert!(view.counters().unwrap()[&(Kind::Event, "wrapped_reply")] > 0);
+    assert!(!pins.directory().join("old").exists() && !pins.directory().join("next").exists());
+    running.end();
 }

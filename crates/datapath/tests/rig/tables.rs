@@ -183,6 +183,8 @@ impl Tables {
                 "kube-proxy" => agent_flag::LAST_HOP_KUBE_PROXY,
                 "drop-echo" => agent_flag::DROP_ICMP_ECHO,
                 "quotas" => agent_flag::QUOTAS,
+                "hold" => agent_flag::HOLD,
+                "leaving" => agent_flag::LEAVING,
                 other => return Err(format!("{other}: no flag of an agent")),
             };
         }
