@@ -9,7 +9,7 @@ macro_rules! counters {
     }) => {
         $(#[$top])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        #[repr(u32)]
+        #[repr(u8)]
         pub enum $name { $($(#[$doc])* $variant,)* }
 
         impl $name {
@@ -105,6 +105,8 @@ counters! {
         NoGateway = "no_gateway",
         /// On a mux: the lease points to a node that it does not know: its tables are too old.
         StaleMux = "stale_mux",
+        /// On a mux: another mux hands over what is no fragment for a VIP.
+        NotFragment = "not_fragment",
         /// The packet could not be changed as decided: the kernel refused.
         WriteFailed = "write_failed",
         /// The pod or its namespace has as many flows as it may.
@@ -131,6 +133,10 @@ counters! {
         WrappedReply = "wrapped_reply",
         /// On a mux: wrapped, to a backend of a rule.
         WrappedInbound = "wrapped_inbound",
+        /// On a mux: a later fragment, wrapped to where the first one went.
+        WrappedFragment = "wrapped_fragment",
+        /// On a mux: a fragment, wrapped to the mux that keeps its datagram together.
+        HandedOver = "handed_over",
         /// The MSS of a SYN was lowered.
         MssLowered = "mss_lowered",
         /// A port was in use when it was tried.

@@ -14,8 +14,9 @@ type Address = [u8; 4];
 /// milliseconds; an identification may come again within seconds.
 pub const FRAGMENT_LIFE: Ticks = Ticks::from_seconds(5);
 
+/// The key of a fragment's datagram, as one hook sees it.
 #[inline(always)]
-fn key(headers: &Headers<V4>, side: Side) -> FragmentKey<Address> {
+pub(crate) fn key(headers: &Headers<V4>, side: Side) -> FragmentKey<Address> {
     FragmentKey {
         source: headers.source,
         target: headers.target,
@@ -46,7 +47,12 @@ pub(crate) fn address<T: AgentTables<V4>>(
     side: Side,
     now: Ticks,
 ) -> Option<Address> {
-    let fragment = tables.fragment(&key(headers, side))?;
+    fresh(tables.fragment(&key(headers, side))?, now)
+}
+
+/// The address that a first fragment has shown, while it is good.
+#[inline(always)]
+pub(crate) fn fresh(fragment: &Fragment<Address>, now: Ticks) -> Option<Address> {
     // A clock reading from another CPU may lie a little ahead.
     let age = now.since(Ticks(fragment.seen)).0;
     (age <= FRAGMENT_LIFE.0 || age > u32::MAX / 2).then_some(fragment.address)

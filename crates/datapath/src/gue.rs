@@ -1,7 +1,12 @@
 //! Generic UDP Encapsulation, variant 1: an IP packet directly behind a UDP header
 //! (draft-ietf-intarea-gue, 4). The underlay is IPv4.
 
-use crate::{checksum, packet::ETHERNET, protocol, tables::MuxSettings};
+use crate::{
+    checksum,
+    packet::{self, ETHERNET, Packet},
+    protocol,
+    tables::MuxSettings,
+};
 
 /// Bytes that wrapping adds.
 pub const OVERHEAD: usize = crate::limits::GUE_OVERHEAD as usize;
@@ -50,4 +55,18 @@ pub fn outer(
     b[36..38].copy_from_slice(&settings.gue_port.to_be_bytes());
     b[38..40].copy_from_slice(&(inner + 8).to_be_bytes());
     b
+}
+
+/// Who sent the wrapped packet that the frame carries, if it carries one for `own`.
+#[inline(always)]
+pub fn sender<P: Packet + ?Sized>(packet: &P, own: [u8; 4], port: u16) -> Option<[u8; 4]> {
+    let b = packet.read::<OVERHEAD>(ETHERNET)?;
+    // Muxes send no options and no fragments; whatever looks otherwise is not theirs.
+    let is_wrapped = b[0] == 0x45
+        && b[9] == protocol::UDP
+        && b[6] & 0x3f == 0
+        && b[7] == 0
+        && packet::field::<4>(&b, 16) == own
+        && u16::from_be_bytes([b[22], b[23]]) == port;
+    is_wrapped.then_some(packet::field(&b, 12))
 }

@@ -6,7 +6,7 @@ use crate::{
     Drop, Event, Pass, V4,
     agent::{AgentTables, NotInserted},
     egress, flow, fragment, gue, hash, icmp,
-    packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport},
+    packet::{self, ETHERNET_IPV4, Headers, Packet, Transport},
     protocol,
     tables::{
         AgentSettings, Flow, FlowKey, FlowKind, RuleKey, Side, Ticks, agent_flag, mark, rule_flag,
@@ -44,7 +44,9 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {
         return Ok(Verdict::Pass(Pass::NotConfigured));
     };
-    let Some(outer) = wrapped(packet, settings) else { return Ok(Verdict::Pass(Pass::NotWrapped)) };
+    let Some(outer) = gue::sender(packet, settings.node, settings.gue_port) else {
+        return Ok(Verdict::Pass(Pass::NotWrapped));
+    };
     if !tables.is_mux(&outer) {
         return Err(Drop::NotMux);
     }
@@ -72,20 +74,6 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         return Err(Drop::Protocol);
     }
     inbound(tables, settings, &headers, &key, ticks, now)
-}
-
-/// Source of the wrapped packet that the frame carries, if it carries one for this node.
-#[inline(always)]
-fn wrapped<P: Packet + ?Sized>(packet: &P, settings: &AgentSettings<Address>) -> Option<Address> {
-    let b = packet.read::<{ gue::OVERHEAD }>(ETHERNET)?;
-    // Muxes send no options and no fragments; whatever looks otherwise is not theirs.
-    let ours = b[0] == 0x45
-        && b[9] == protocol::UDP
-        && b[6] & 0x3f == 0
-        && b[7] == 0
-        && packet::field::<4>(&b, 16) == settings.node
-        && u16::from_be_bytes([b[22], b[23]]) == settings.gue_port;
-    ours.then_some(packet::field(&b, 12))
 }
 
 /// The key under which a packet's flow stands at ingress.

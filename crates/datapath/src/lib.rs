@@ -49,7 +49,7 @@ pub mod limits {
     pub const PRIVATE_RANGES_MAX: u32 = 256;
     /// VIPs that a node or mux knows.
     pub const VIPS_MAX: u32 = 1_024;
-    /// Muxes that a node takes packets from.
+    /// Muxes that a node or mux takes packets from.
     pub const MUXES_MAX: u32 = 64;
     /// Service ports that a node or mux serves.
     pub const RULES_MAX: u32 = 65_536;
@@ -57,6 +57,12 @@ pub mod limits {
     pub const ENDPOINTS_MAX: u32 = 65_536;
     /// Nodes that a mux sends to.
     pub const NODES_MAX: u32 = 8_192;
+    /// Parts of all datagrams, each of which one mux keeps together.
+    pub const KEEPERS_ROWS: u32 = 4_096;
+    /// Datagrams in fragments that a mux keeps together; the oldest make room.
+    pub const MUX_FRAGMENTS_MAX: u32 = 65_536;
+    /// Blocks of listeners whose other ports still carry a node's flows.
+    pub const LEFTOVERS_MAX: u32 = 65_536;
     /// Maglev entries on one mux, over all backend sets.
     pub const MAGLEV_ENTRIES_MAX: u32 = 4 * 1024 * 1024;
     /// Allowed source prefixes on one mux, over all rules.

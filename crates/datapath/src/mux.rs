@@ -1,14 +1,22 @@
 //! The mux's decision: which node a packet from the Internet belongs to.
 //!
-//! Stateless. An outbound flow's reply goes where (VIP, port / 8) is leased: one array look-up. A
-//! block with listeners points to the rules; a rule's backend is picked from its Maglev table by
-//! the flow's hash, so that every mux picks the same.
+//! Stateless but for fragments. An outbound flow's reply goes where (VIP, port / 8) is leased: one
+//! array look-up. A block with listeners points to the rules; a rule's backend is picked from its
+//! Maglev table by the flow's hash, so that every mux picks the same.
+//!
+//! A later fragment does not say which flow it is of, and a router may send it to another mux than
+//! the first. So all muxes hand the fragments of a datagram to one of them, its *keeper*, which
+//! remembers for a moment where the first one went (Maglev, NSDI 2016, 4.3).
 
 use crate::{
-    Drop, Event, Pass, V4, gue, hash, icmp,
-    limits::GUE_OVERHEAD,
+    Drop, Event, Pass, V4, fragment, gue, hash, icmp,
+    limits::{GUE_OVERHEAD, KEEPERS_ROWS},
     packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport},
-    tables::{MuxSettings, Node, Owners, Rule, RuleKey, Vip, owner, rule_flag},
+    protocol,
+    tables::{
+        Fragment, FragmentKey, LeftoverKey, MuxSettings, Node, Owners, Rule, RuleKey, Side, Ticks,
+        Vip, owner, rule_flag,
+    },
     verdict::MuxVerdict,
 };
 
@@ -30,19 +38,56 @@ pub trait MuxTables {
     fn maglev(&self, row: u32) -> Option<&Owners>;
     /// Whether the rule with this id allows the source.
     fn allows(&self, rule: u32, source: &Address) -> bool;
+    /// Index of the node that has flows left on ports of a block with listeners.
+    fn leftover(&self, key: &LeftoverKey<Address>) -> Option<&u32>;
+    /// Whether an address is a mux.
+    fn is_mux(&self, address: &Address) -> bool;
+    /// The mux that keeps a part of all datagrams; all zeroes where there is none.
+    fn keeper(&self, row: u32) -> Option<&Address>;
+    /// What the first fragment of a datagram has shown.
+    fn fragment(&self, key: &FragmentKey<Address>) -> Option<&Fragment<Address>>;
+    /// Keeps what a first fragment shows, as well as it goes.
+    fn keep_fragment(&self, key: &FragmentKey<Address>, fragment: Fragment<Address>);
 }
 
-/// Decides about one frame that arrived at a mux.
+/// A node, and how a packet gets there.
+struct Way {
+    node: u16,
+    hash: u64,
+    event: Event,
+}
+
+/// Where a fragment goes next.
+// VERIFIER: eight bytes, which a function of a kernel program can give back; and what says whether
+// it is there stands first, as BTF wants it.
+#[repr(C)]
+struct Hop {
+    event: Event,
+    /// What the outer source port is made of.
+    hash: u16,
+    target: Address,
+}
+
+/// Decides about one frame that arrived at a mux. `now` reads the monotonic clock in nanoseconds;
+/// only fragments ask for it.
 #[inline(always)]
-pub fn mux<P: Packet + ?Sized, T: MuxTables>(packet: &P, tables: &T) -> MuxVerdict {
-    match decide(packet, tables) {
+pub fn mux<P: Packet + ?Sized, T: MuxTables>(
+    packet: &P,
+    tables: &T,
+    now: impl Fn() -> u64,
+) -> MuxVerdict {
+    match decide(packet, tables, now) {
         Ok(verdict) => verdict,
         Err(reason) => MuxVerdict::Drop(reason),
     }
 }
 
 #[inline(always)]
-fn decide<P: Packet + ?Sized, T: MuxTables>(packet: &P, tables: &T) -> Result<MuxVerdict, Drop> {
+fn decide<P: Packet + ?Sized, T: MuxTables>(
+    packet: &P,
+    tables: &T,
+    now: impl Fn() -> u64,
+) -> Result<MuxVerdict, Drop> {
     let Some(ethernet) = packet.read::<ETHERNET>(0) else { return Err(Drop::Malformed) };
     if u16::from_be_bytes([ethernet[12], ethernet[13]]) != ETHERNET_IPV4 {
         return Ok(MuxVerdict::Pass(Pass::NotIp));
@@ -55,34 +100,162 @@ fn decide<P: Packet + ?Sized, T: MuxTables>(packet: &P, tables: &T) -> Result<Mu
         return Err(Drop::OtherMac);
     }
     // The cheap question first: whatever is not for a VIP is the machine's own business, even
-    // where its headers would not please us.
+    // where its headers would not please us. But for what other muxes hand over.
     let Some(target) = packet.read::<4>(ETHERNET + 16) else { return Err(Drop::Malformed) };
-    let Some(vip) = tables.vip(&target) else { return Ok(MuxVerdict::Pass(Pass::NotVip)) };
-    let headers = packet::ipv4(packet, ETHERNET)?;
-    if headers.fragment {
-        return Err(Drop::Fragment);
-    }
-    match headers.transport {
-        Transport::Tcp | Transport::Udp | Transport::Echo { request: false } => {}
-        Transport::IcmpError => return error(packet, tables, settings, &headers, vip),
-        Transport::Echo { request: true } | Transport::IcmpOther => return Err(Drop::IcmpType),
-        Transport::Fragment => return Err(Drop::Fragment),
-        Transport::Other => return Err(Drop::Protocol),
-    }
-    let index = owner_of(tables, vip, headers.target_port);
-    let (index, hash, event) = match index {
-        owner::NONE => return Err(Drop::NoRule),
-        owner::RULES => {
-            let (index, hash) = backend(&headers, settings, tables)?;
-            (index, hash, Event::WrappedInbound)
-        }
-        index => (index, flow_hash(&headers, settings.seed, false), Event::WrappedReply),
+    let Some(vip) = tables.vip(&target) else {
+        return match gue::sender(packet, settings.address, settings.gue_port) {
+            None => Ok(MuxVerdict::Pass(Pass::NotVip)),
+            Some(sender) => handed_over(packet, tables, settings, sender, now),
+        };
     };
+    let headers = packet::ipv4(packet, ETHERNET)?;
     let room = settings.mtu.saturating_sub(GUE_OVERHEAD);
-    if headers.total > room {
-        return too_big(packet, &ethernet, &headers, room);
+    if headers.fragment {
+        let hop = match cut(packet, tables, settings, ETHERNET, now) {
+            Err(Drop::TooBig) => return too_big(packet, &headers, room),
+            hop => hop?,
+        };
+        let Hop { event, hash, target } = hop;
+        let outer = to_gateway(settings, target, headers.total, headers.tos, hash.into())?;
+        return Ok(MuxVerdict::Wrap { outer, event });
     }
-    wrap(tables, settings, &headers, index, hash, event)
+    let way = way(packet, tables, settings, &headers, vip)?;
+    if headers.total > room {
+        return too_big(packet, &headers, room);
+    }
+    let node = node(tables, way.node)?;
+    let outer = to_gateway(settings, node, headers.total, headers.tos, way.hash as u32)?;
+    Ok(MuxVerdict::Wrap { outer, event: way.event })
+}
+
+/// Decides about what another mux, `sender`, hands over.
+#[inline(always)]
+fn handed_over<P: Packet + ?Sized, T: MuxTables>(
+    packet: &P,
+    tables: &T,
+    settings: &MuxSettings<Address>,
+    sender: Address,
+    now: impl Fn() -> u64,
+) -> Result<MuxVerdict, Drop> {
+    if sender == settings.address || !tables.is_mux(&sender) {
+        return Err(Drop::NotMux);
+    }
+    let Hop { event, hash, target } = cut(packet, tables, settings, gue::OUTER, now)?;
+    let Some(b) = packet.read::<4>(gue::OUTER) else { return Err(Drop::Malformed) };
+    let total = u16::from_be_bytes([b[2], b[3]]);
+    let outer = to_gateway(settings, target, total, b[1], hash.into())?;
+    Ok(MuxVerdict::Rewrap { outer, event })
+}
+
+/// Decides about the fragment whose IP header is at `ip`: behind the Ethernet header, or behind
+/// those by which another mux hands it over.
+// VERIFIER: a function of its own keeps its registers and its stack out of other packets' way.
+#[inline(never)]
+fn cut<P: Packet + ?Sized, T: MuxTables>(
+    packet: &P,
+    tables: &T,
+    settings: &MuxSettings<Address>,
+    ip: usize,
+    now: impl Fn() -> u64,
+) -> Result<Hop, Drop> {
+    let headers = packet::ipv4(packet, ip)?;
+    let Some(vip) = tables.vip(&headers.target).filter(|_| headers.fragment) else {
+        return Err(Drop::NotFragment);
+    };
+    let key = fragment::key(&headers, Side::Ingress);
+    // All fragments take one path, so that they do not overtake each other.
+    let hash = datagram_hash(&key, settings.seed);
+    if headers.total > settings.mtu.saturating_sub(GUE_OVERHEAD) {
+        return Err(Drop::TooBig);
+    }
+    // At most one hop: what was handed over stays here, whoever else would be the keeper.
+    if ip == ETHERNET {
+        let part = hash::below((hash >> 32) as u32, KEEPERS_ROWS);
+        let keeper = tables.keeper(part).copied().unwrap_or_default();
+        if keeper != settings.address && keeper != Address::default() {
+            return Ok(Hop { event: Event::HandedOver, hash: hash as u16, target: keeper });
+        }
+    }
+    let ticks = Ticks::from_nanoseconds(now());
+    let (target, event) = match headers.transport {
+        Transport::Fragment => {
+            let target = tables.fragment(&key).and_then(|first| fragment::fresh(first, ticks));
+            (target.ok_or(Drop::Fragment)?, Event::WrappedFragment)
+        }
+        _ => {
+            let way = direct(tables, settings, &headers, vip)?;
+            let address = node(tables, way.node)?;
+            tables.keep_fragment(&key, Fragment { address, seen: ticks.0 });
+            (address, way.event)
+        }
+    };
+    Ok(Hop { event, hash: hash as u16, target })
+}
+
+/// The node that a packet belongs to.
+#[inline(always)]
+fn way<P: Packet + ?Sized, T: MuxTables>(
+    packet: &P,
+    tables: &T,
+    settings: &MuxSettings<Address>,
+    headers: &Headers<V4>,
+    vip: &Vip,
+) -> Result<Way, Drop> {
+    match headers.transport {
+        Transport::IcmpError => error(packet, tables, settings, headers, vip),
+        _ => direct(tables, settings, headers, vip),
+    }
+}
+
+/// The node that a packet belongs to by its own headers.
+#[inline(always)]
+fn direct<T: MuxTables>(
+    tables: &T,
+    settings: &MuxSettings<Address>,
+    headers: &Headers<V4>,
+    vip: &Vip,
+) -> Result<Way, Drop> {
+    match headers.transport {
+        Transport::Tcp | Transport::Udp | Transport::Echo { request: false } => {
+            by_port(tables, settings, headers, vip)
+        }
+        Transport::Other => whole(settings, headers, vip),
+        Transport::Echo { request: true } | Transport::IcmpOther => Err(Drop::IcmpType),
+        // Nobody cuts an error up: it carries little.
+        Transport::IcmpError | Transport::Fragment => Err(Drop::Fragment),
+    }
+}
+
+/// The node that a packet's port is leased to, or a backend of the rule for it.
+#[inline(always)]
+fn by_port<T: MuxTables>(
+    tables: &T,
+    settings: &MuxSettings<Address>,
+    headers: &Headers<V4>,
+    vip: &Vip,
+) -> Result<Way, Drop> {
+    match owner_of(tables, vip, headers.target_port) {
+        owner::NONE => Err(Drop::NoRule),
+        owner::RULES => by_rule(tables, settings, headers),
+        node => Ok(Way {
+            node,
+            hash: flow_hash(headers, settings.seed, false),
+            event: Event::WrappedReply,
+        }),
+    }
+}
+
+/// The node that holds the whole address, for a packet without ports.
+#[inline(always)]
+fn whole(settings: &MuxSettings<Address>, headers: &Headers<V4>, vip: &Vip) -> Result<Way, Drop> {
+    match vip.whole {
+        0 => Err(Drop::Protocol),
+        node => Ok(Way {
+            node: node as u16,
+            hash: flow_hash(headers, settings.seed, false),
+            event: Event::WrappedReply,
+        }),
+    }
 }
 
 /// Who owns the block of a VIP's port.
@@ -93,42 +266,54 @@ fn owner_of<T: MuxTables>(tables: &T, vip: &Vip, port: [u8; 2]) -> u16 {
     tables.owners(row).map_or(owner::NONE, |owners| owners.0[(port as usize / 8) & 3])
 }
 
-/// Sends a packet to a node.
+/// The address of a node.
 #[inline(always)]
-fn wrap<T: MuxTables>(
-    tables: &T,
+fn node<T: MuxTables>(tables: &T, index: u16) -> Result<Address, Drop> {
+    match tables.node(index as u32) {
+        Some(node) if node.present != 0 => Ok(node.address),
+        _ => Err(Drop::StaleMux),
+    }
+}
+
+/// The headers that carry a packet of `total` bytes to `target`, by the gateway.
+#[inline(always)]
+fn to_gateway(
     settings: &MuxSettings<Address>,
-    headers: &Headers<V4>,
-    index: u16,
-    hash: u64,
-    event: Event,
-) -> Result<MuxVerdict, Drop> {
-    let node = match tables.node(index as u32) {
-        Some(node) if node.present != 0 => node,
-        _ => return Err(Drop::StaleMux),
-    };
+    target: Address,
+    total: u16,
+    tos: u8,
+    hash: u32,
+) -> Result<[u8; gue::OUTER], Drop> {
     if settings.gateway_mac == [0; 6] {
         return Err(Drop::NoGateway);
     }
-    let outer = gue::outer(settings, node.address, headers.total, headers.tos, hash as u32);
-    Ok(MuxVerdict::Wrap { outer, event })
+    Ok(gue::outer(settings, target, total, tos, hash))
 }
 
-/// A packet that does not fit once it is wrapped: where it may not be cut, its sender is told.
+/// A packet that does not fit once it is wrapped: where it may not be cut, its sender is told, once
+/// for each packet and with less than it sent, so that no limit has to be kept that others' packets
+/// could use up.
 #[inline(always)]
 fn too_big<P: Packet + ?Sized>(
     packet: &P,
-    ethernet: &[u8; ETHERNET],
     headers: &Headers<V4>,
     room: u16,
 ) -> Result<MuxVerdict, Drop> {
+    // Nobody is told of errors, of later fragments, or under an address that is no single host's
+    // (RFC 1122, 3.2.2).
+    let is_silent = matches!(headers.transport, Transport::IcmpError | Transport::Fragment)
+        || matches!(headers.source[0], 0 | 127 | 224..);
+    if is_silent {
+        return Err(Drop::TooBig);
+    }
+    let Some(ethernet) = packet.read::<ETHERNET>(0) else { return Err(Drop::TooBig) };
     let Some(quote) = packet.read::<{ icmp::QUOTE }>(ETHERNET) else { return Err(Drop::TooBig) };
     let may_be_cut = quote[6] & 0x40 == 0;
     if may_be_cut {
         return Err(Drop::TooBig);
     }
     Ok(MuxVerdict::TellTooBig {
-        headers: icmp::too_big(ethernet, headers, &quote, room),
+        headers: icmp::too_big(&ethernet, headers, &quote, room),
         length: gue::OUTER + icmp::QUOTE,
     })
 }
@@ -141,7 +326,7 @@ fn error<P: Packet + ?Sized, T: MuxTables>(
     settings: &MuxSettings<Address>,
     headers: &Headers<V4>,
     vip: &Vip,
-) -> Result<MuxVerdict, Drop> {
+) -> Result<Way, Drop> {
     let Some(inner) = icmp::inner(packet, headers) else { return Err(Drop::IcmpNoFlow) };
     if inner.source != headers.target {
         return Err(Drop::IcmpNoFlow);
@@ -153,39 +338,36 @@ fn error<P: Packet + ?Sized, T: MuxTables>(
     answer.target_port = inner.source_port;
     answer.protocol = inner.protocol;
     answer.transport = match inner.protocol {
-        crate::protocol::TCP => Transport::Tcp,
-        crate::protocol::UDP => Transport::Udp,
-        _ => Transport::Echo { request: false },
+        protocol::TCP => Transport::Tcp,
+        protocol::UDP => Transport::Udp,
+        protocol::ICMP => Transport::Echo { request: false },
+        _ => Transport::Other,
     };
-    let (index, hash) = match owner_of(tables, vip, inner.source_port) {
-        owner::NONE => return Err(Drop::NoRule),
-        owner::RULES => backend(&answer, settings, tables)?,
-        index => (index, flow_hash(&answer, settings.seed, false)),
+    let way = match answer.transport {
+        Transport::Other => whole(settings, &answer, vip)?,
+        _ => by_port(tables, settings, &answer, vip)?,
     };
-    if headers.total > settings.mtu.saturating_sub(GUE_OVERHEAD) {
-        return Err(Drop::TooBig);
-    }
-    wrap(tables, settings, headers, index, hash, Event::WrappedError)
+    Ok(Way { event: Event::WrappedError, ..way })
 }
 
-/// The backend for a packet to a listener, and the flow's hash.
+/// The node for a packet to a block with listeners.
 #[inline(always)]
-fn backend<T: MuxTables>(
-    headers: &Headers<V4>,
-    settings: &MuxSettings<Address>,
+fn by_rule<T: MuxTables>(
     tables: &T,
-) -> Result<(u16, u64), Drop> {
-    // An echo reply's identifier is no port that anybody listens on.
-    if matches!(headers.transport, Transport::Echo { .. }) {
-        return Err(Drop::NoRule);
-    }
+    settings: &MuxSettings<Address>,
+    headers: &Headers<V4>,
+) -> Result<Way, Drop> {
     let key = RuleKey {
         vip: headers.target,
         port: headers.target_port,
         protocol: headers.protocol,
         reserved: 0,
     };
-    let Some(rule) = tables.rule(&key) else { return Err(Drop::NoRule) };
+    // An echo reply's identifier is no port that anybody listens on.
+    let is_echo = matches!(headers.transport, Transport::Echo { .. });
+    let Some(rule) = tables.rule(&key).filter(|_| !is_echo) else {
+        return left(tables, settings, headers);
+    };
     if rule.flags & rule_flag::RESTRICTED != 0 && !tables.allows(rule.id, &headers.source) {
         return Err(Drop::SourceNotAllowed);
     }
@@ -197,8 +379,36 @@ fn backend<T: MuxTables>(
     let entry = rule.maglev_first + hash::below((hash >> 32) as u32, rule.maglev_count);
     match tables.maglev(entry / 4).map(|row| row.0[(entry & 3) as usize]) {
         None | Some(owner::NONE) => Err(Drop::NoBackend),
-        Some(index) => Ok((index, hash)),
+        Some(node) => Ok(Way { node, hash, event: Event::WrappedInbound }),
     }
+}
+
+/// The node that has flows left on the other ports of a listener's block.
+#[inline(always)]
+fn left<T: MuxTables>(
+    tables: &T,
+    settings: &MuxSettings<Address>,
+    headers: &Headers<V4>,
+) -> Result<Way, Drop> {
+    let [high, low] = headers.target_port;
+    let key = LeftoverKey { vip: headers.target, start: [high, low & !7], reserved: [0; 2] };
+    match tables.leftover(&key) {
+        None => Err(Drop::NoRule),
+        Some(node) => Ok(Way {
+            node: *node as u16,
+            hash: flow_hash(headers, settings.seed, false),
+            event: Event::WrappedReply,
+        }),
+    }
+}
+
+/// Hash of a datagram that was cut.
+#[inline(always)]
+fn datagram_hash(key: &FragmentKey<Address>, seed: u64) -> u64 {
+    let source = u32::from_le_bytes(key.source) as u64;
+    let target = u32::from_le_bytes(key.target) as u64;
+    let rest = u16::from_le_bytes(key.id) as u64 | (key.protocol as u64) << 16;
+    hash::spread(seed, [source | target << 32, rest])
 }
 
 /// Hash of a flow; with `affinity` of its client and VIP alone.

@@ -451,6 +451,18 @@ pub struct Node<A> {
     pub present: u32,
 }
 
+/// A block that has listeners and a node's flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, align(4))]
+pub struct LeftoverKey<A> {
+    /// The VIP.
+    pub vip: A,
+    /// First port of the block, wire order.
+    pub start: [u8; 2],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
 /// A load-balancing rule on a mux.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -492,6 +504,9 @@ pub struct AllowedSource<A> {
 pub struct Vip {
     /// On a mux: which run of [`owner::ROWS_PER_VIP`] rows in `owners` is this VIP's.
     pub index: u32,
+    /// On a mux: index of the node that holds the whole address, whatever the protocol; 0 for
+    /// nobody.
+    pub whole: u32,
 }
 
 impl<A> Row for FlowKey<A> {}
@@ -510,6 +525,7 @@ impl<A> Row for Endpoint<A> {}
 impl<A> Row for MuxSettings<A> {}
 impl Row for Owners {}
 impl<A> Row for Node<A> {}
+impl<A> Row for LeftoverKey<A> {}
 impl Row for Rule {}
 impl<A> Row for AllowedSource<A> {}
 impl Row for Vip {}

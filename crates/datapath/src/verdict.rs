@@ -170,6 +170,14 @@ pub enum MuxVerdict {
         /// What to count.
         event: Event,
     },
+    /// Is wrapped already: its first bytes become `outer`, and it goes back out of the interface
+    /// it came in by.
+    Rewrap {
+        /// The new Ethernet, IPv4 and UDP headers.
+        outer: [u8; crate::gue::OUTER],
+        /// What to count.
+        event: Event,
+    },
     /// The sender is told that the packet is too large: it gets [`crate::gue::OVERHEAD`] bytes
     /// more in front, its first bytes become `headers`, it is cut behind `length` bytes, and it
     /// goes back out of the interface it came in by.

@@ -11,7 +11,7 @@ mod mux_maps;
 use aya_ebpf::{
     bindings::xdp_action,
     btf_maps::lpm_trie,
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    helpers::{bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::xdp,
     programs::XdpContext,
 };
@@ -26,14 +26,25 @@ type Address = [u8; 4];
 pub fn mux(ctx: XdpContext) -> u32 {
     let length = ctx.data_end() - ctx.data();
     let frame = Frame::new(ctx.data(), ctx.data_end(), length);
-    match datapath::mux::mux(&frame, &Kernel) {
+    // SAFETY: reads a clock.
+    let now = || unsafe { bpf_ktime_get_coarse_ns() };
+    match datapath::mux::mux(&frame, &Kernel, now) {
         MuxVerdict::Pass(reason) => {
             count(reason.counter());
             xdp_action::XDP_PASS
         }
         MuxVerdict::Drop(reason) => refuse(reason),
         MuxVerdict::Wrap { outer, event } => {
-            if wrap(&ctx, &outer).is_none() {
+            // SAFETY: the context is the kernel's.
+            let head = unsafe { bpf_xdp_adjust_head(ctx.ctx, -(gue::OVERHEAD as i32)) };
+            if head != 0 || write(&ctx, &outer).is_none() {
+                return refuse(Drop::WriteFailed);
+            }
+            count(event.counter());
+            xdp_action::XDP_TX
+        }
+        MuxVerdict::Rewrap { outer, event } => {
+            if write(&ctx, &outer).is_none() {
                 return refuse(Drop::WriteFailed);
             }
             count(event.counter());
@@ -41,10 +52,11 @@ pub fn mux(ctx: XdpContext) -> u32 {
         }
         MuxVerdict::TellTooBig { headers, length: cut } => {
             // SAFETY: the context is the kernel's.
-            let tail = unsafe {
-                bpf_xdp_adjust_tail(ctx.ctx, cut as i32 - (length + gue::OVERHEAD) as i32)
+            let has_failed = unsafe {
+                bpf_xdp_adjust_tail(ctx.ctx, cut as i32 - (length + gue::OVERHEAD) as i32) != 0
+                    || bpf_xdp_adjust_head(ctx.ctx, -(gue::OVERHEAD as i32)) != 0
             };
-            if tail != 0 || wrap(&ctx, &headers).is_none() {
+            if has_failed || write(&ctx, &headers).is_none() {
                 return refuse(Drop::WriteFailed);
             }
             count(Event::ToldTooBig.counter());
@@ -53,13 +65,9 @@ pub fn mux(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Makes room in front and writes the new headers over it and over the old Ethernet header.
+/// Writes the new headers over the packet's first bytes.
 #[inline(always)]
-fn wrap(ctx: &XdpContext, outer: &[u8; gue::OUTER]) -> Option<()> {
-    // SAFETY: the context is the kernel's.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(gue::OVERHEAD as i32)) } != 0 {
-        return None;
-    }
+fn write(ctx: &XdpContext, outer: &[u8; gue::OUTER]) -> Option<()> {
     let data = ctx.data();
     if data + gue::OUTER > ctx.data_end() {
         return None;
@@ -147,6 +155,36 @@ impl MuxTables for Kernel {
     fn allows(&self, rule: u32, source: &Address) -> bool {
         let key = AllowedSource { rule: rule.to_be_bytes(), source: *source };
         ALLOWED_SOURCES.get(&lpm_trie::Key::new(64, key)).is_some()
+    }
+
+    #[inline(always)]
+    fn leftover(&self, key: &LeftoverKey<Address>) -> Option<&u32> {
+        // SAFETY: user space replaces rows whole.
+        unsafe { LEFTOVERS.get(key) }
+    }
+
+    #[inline(always)]
+    fn is_mux(&self, address: &Address) -> bool {
+        // SAFETY: only whether there is a row is asked.
+        unsafe { MUXES.get(address) }.is_some()
+    }
+
+    #[inline(always)]
+    fn keeper(&self, row: u32) -> Option<&Address> {
+        KEEPERS.get(row)
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey<Address>) -> Option<&Fragment<Address>> {
+        // SAFETY: a row that is used again for another datagram meanwhile sends this fragment to
+        // a node that drops it.
+        unsafe { FRAGMENTS.get(key) }
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey<Address>, fragment: Fragment<Address>) {
+        // Without a row the later fragments are dropped, and counted then.
+        let _ = FRAGMENTS.insert(key, fragment, 0);
     }
 }
 

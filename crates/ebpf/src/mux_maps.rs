@@ -1,7 +1,7 @@
 //! The mux's tables in the kernel. Rows are [`datapath::tables`]; the loader fills all of them.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use datapath::{count::COUNTERS, limits::*, tables::*};
@@ -32,6 +32,26 @@ pub static MAGLEV: Array<Owners, { (MAGLEV_ENTRIES_MAX / 4) as usize }> = Array:
 #[btf_map(name = "allowed_sources")]
 pub static ALLOWED_SOURCES: LpmTrie<AllowedSource<Address>, u32, { ALLOWED_SOURCES_MAX as usize }> =
     LpmTrie::new();
+
+/// Nodes with flows left on ports of listeners' blocks.
+#[btf_map(name = "leftovers")]
+pub static LEFTOVERS: HashMap<LeftoverKey<Address>, u32, { LEFTOVERS_MAX as usize }> =
+    HashMap::new();
+
+#[btf_map(name = "muxes")]
+pub static MUXES: HashMap<Address, u32, { MUXES_MAX as usize }> = HashMap::new();
+
+/// Which mux keeps which part of all datagrams.
+#[btf_map(name = "keepers")]
+pub static KEEPERS: Array<Address, { KEEPERS_ROWS as usize }> = Array::new();
+
+/// Datagrams whose first fragment has passed. A cache: it may forget the oldest.
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<
+    FragmentKey<Address>,
+    Fragment<Address>,
+    { MUX_FRAGMENTS_MAX as usize },
+> = LruHashMap::new();
 
 /// What happened, by [`datapath::count`].
 #[btf_map(name = "counters")]

@@ -82,6 +82,55 @@ fn kept_seeds() -> Vec<u64> {
 }
 
 #[test]
+fn other_kernels_verifiers_have_room_to_be_slower_with_the_programs() {
+    // A kernel walks through a million at most; how many there are depends on its cleverness.
+    for (program, verified) in Kernel::new().verified() {
+        println!("{program}: {verified}");
+        assert!(verified < 500_000, "{program}: {verified}");
+    }
+}
+
+#[test]
+fn a_flood_of_first_fragments_harms_neither_whole_packets_nor_other_datagrams() {
+    const FLOOD: u32 = 100_000;
+    /// Between the first fragment of an honest datagram and its last.
+    const BETWEEN: u32 = 1_000;
+    let mut kernel = Kernel::new();
+    kernel.start(&Traffic::tables());
+    let build = |text: &str| frame::build(&format!("eth 020000000001 > 020000000002 {text}"));
+    // Of two muxes each keeps a part of all datagrams: these are this one's.
+    let mut flooded =
+        build("gue 10.0.0.3 > 10.0.0.2 ip 192.0.2.1 > 203.0.113.1 id 1 mf udp 7 > 64001 data 64")
+            .unwrap();
+    let whole = build("ip 192.0.2.50 > 203.0.113.1 udp 53 > 64001 data 64").unwrap();
+    let part = |id: u32, what: &str| {
+        build(&format!(
+            "gue 10.0.0.3 > 10.0.0.2 ip 192.0.2.50 > 203.0.113.1 id {id} {what} data 64"
+        ))
+        .unwrap()
+    };
+    for number in 0..FLOOD {
+        if number % BETWEEN == 0 {
+            let id = number / BETWEEN;
+            let first = kernel.pass(Hook::Mux, &part(id, "mf udp 53 > 64001"));
+            assert_eq!(first.counted, [("wrapped_reply", 1)], "{number}");
+            assert_eq!(kernel.pass(Hook::Mux, &whole).counted, [("wrapped_reply", 1)]);
+            if let Some(before) = id.checked_sub(1) {
+                let last = kernel.pass(Hook::Mux, &part(before, "frag 9 proto 17"));
+                assert_eq!(last.counted, [("wrapped_fragment", 1)], "{number}");
+            }
+        }
+        // Behind Ethernet and the outer headers: nobody asks for the inner header's sum.
+        let source = 42 + 12;
+        flooded[source..source + 4].copy_from_slice(&(0x0a00_0000 + number).to_be_bytes());
+        assert_eq!(kernel.run(Hook::Mux, &flooded).0, machine::XDP_TX, "{number}");
+    }
+    let remembered = kernel.datagrams();
+    let most = datapath::limits::MUX_FRAGMENTS_MAX as usize;
+    assert!((most / 2..=most).contains(&remembered), "{remembered} datagrams");
+}
+
+#[test]
 fn frames_for_other_machines_are_left_alone_at_ingress() {
     let mut kernel = Kernel::new();
     kernel.start(&Traffic::tables());

@@ -67,7 +67,7 @@ fn what_is_held_is_what_the_muxes_send_back() {
     cluster.own("MuxNetwork", "m1", json!({"address": "10.9.0.1"}));
     cluster.settle();
     let answer = ask(&cluster, "n1", Some("198.51.100.9"));
-    let tables = mux_tables(&cluster.objects, "m1", &MuxTables::default()).unwrap();
+    let tables = mux_tables(&cluster.objects, "m1", &MuxTables::default(), cluster.now).unwrap();
     let held = &answer.ports[0];
     assert_eq!((held.state, held.last - held.first), (LeaseState::Usable, 1023));
     for port in [held.first, held.last] {

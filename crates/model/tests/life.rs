@@ -254,7 +254,7 @@ fn a_mux_that_took_its_routes_back_is_not_waited_for() {
 
 /// The mux reads everything and says so.
 fn acknowledge(cluster: &mut Cluster, mux: &str) {
-    let tables = mux_tables(&cluster.objects, mux, &MuxTables::default()).unwrap();
+    let tables = mux_tables(&cluster.objects, mux, &MuxTables::default(), cluster.now).unwrap();
     cluster.objects.mux_networks.get_mut(mux).unwrap().status.applied_epoch = tables.epoch;
 }
 
@@ -265,8 +265,8 @@ fn a_mux_that_has_not_seen_every_node_does_not_acknowledge() {
     cluster.settle();
     let mut partial = cluster.objects.clone();
     partial.node_networks.remove("n2");
-    assert_eq!(mux_tables(&partial, "m1", &MuxTables::default()).unwrap().epoch, 0);
-    let whole = mux_tables(&cluster.objects, "m1", &MuxTables::default()).unwrap();
+    assert_eq!(mux_tables(&partial, "m1", &MuxTables::default(), cluster.now).unwrap().epoch, 0);
+    let whole = mux_tables(&cluster.objects, "m1", &MuxTables::default(), cluster.now).unwrap();
     assert_eq!(whole.epoch, cluster.objects.inventory().spec.epoch);
     assert!(whole.epoch > 0);
 }

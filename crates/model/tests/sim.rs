@@ -317,7 +317,7 @@ impl World {
                 self.cluster.objects.clone()
             }
         };
-        if let Ok(tables) = mux_tables(&objects, &format!("m{index}"), &mux.tables) {
+        if let Ok(tables) = mux_tables(&objects, &format!("m{index}"), &mux.tables, now) {
             let edits = tables.edits(&mux.tables);
             for edit in &edits {
                 mux.tables.apply(edit);

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use cluster::{Cluster, ip, node_address, outbound_rule, rule};
 use datapath::tables::{
-    Owners, RuleKey, Segment, Ticks, Timers, agent_flag, block_flag, owner, policy_flag, rule_flag,
+    LeftoverKey, Owners, RuleKey, Segment, Ticks, Timers, agent_flag, block_flag, owner,
+    policy_flag, rule_flag,
 };
 use ipnet::Ipv4Net;
 use model::lease::{Lease, LeaseState, PortRange};
@@ -81,7 +82,7 @@ fn agent(cluster: &Cluster, node: usize, present: &AgentTables) -> AgentTables {
 }
 
 fn mux(cluster: &Cluster, present: &MuxTables) -> MuxTables {
-    mux_tables(&cluster.objects, "m1", present).unwrap()
+    mux_tables(&cluster.objects, "m1", present, cluster.now).unwrap()
 }
 
 fn key(port: u16) -> RuleKey<[u8; 4]> {
@@ -301,6 +302,144 @@ fn a_block_is_its_holders_until_nobody_holds_it_and_then_its_listeners() {
 }
 
 #[test]
+fn a_shared_block_is_its_listeners_and_what_is_left_of_it_its_nodes() {
+    let mut cluster = web(&[(1, true), (2, true)]);
+    cluster.balancer(
+        "Standard",
+        &[("auidofweb", "vip"), ("out", "nat")],
+        &[1, 2],
+        json!([rule("x", "out", "Tcp", 2050, true), rule("y", "out", "Tcp", 2052, true)]),
+        json!([]),
+    );
+    let mut shared = lease("203.0.113.2", 2048, 16, LeaseState::Sharing);
+    shared.live = [2050].into();
+    hold(&mut cluster, 2, vec![shared]);
+    let tables = mux(&cluster, &MuxTables::default());
+    let node = tables.owner(NAT, 2056);
+    assert_eq!(tables.nodes[&u32::from(node)].address, node_address(2).octets());
+    // Only the block that has a listener is looked at by rule.
+    assert_eq!(tables.owner(NAT, 2048), owner::RULES);
+    let key = LeftoverKey { vip: NAT, start: 2048_u16.to_be_bytes(), reserved: [0; 2] };
+    assert_eq!(tables.leftovers, BTreeMap::from([(key, u32::from(node))]));
+    // A second listener in the block waits until the node has read that its port is taken.
+    let key = |port: u16| RuleKey { vip: NAT, port: port.to_be_bytes(), protocol: 6, reserved: 0 };
+    let live: Vec<_> = tables.rules.keys().filter(|key| key.vip == NAT).copied().collect();
+    assert_eq!(live, [key(2050)]);
+    // What is left is known before the block changes hands, and until it has.
+    hold(&mut cluster, 2, vec![lease("203.0.113.2", 2048, 16, LeaseState::Draining)]);
+    let before = mux(&cluster, &MuxTables::default());
+    assert!(before.leftovers.is_empty());
+    assert_eq!(before.owner(NAT, 2048), node);
+    let edits = tables.edits(&before);
+    let leftover = edits.iter().position(|edit| matches!(edit, MuxEdit::Leftover(_, Some(_))));
+    let owners = edits.iter().position(|edit| matches!(edit, MuxEdit::Owners(..)));
+    assert!(leftover.is_some() && leftover < owners, "{edits:?}");
+    let edits = before.edits(&tables);
+    let leftover = edits.iter().position(|edit| matches!(edit, MuxEdit::Leftover(_, None)));
+    let owners = edits.iter().position(|edit| matches!(edit, MuxEdit::Owners(..)));
+    assert!(owners.is_some() && owners < leftover, "{edits:?}");
+    applied(&before, &tables);
+    applied(&tables, &before);
+}
+
+/// Carrying out the edits leads to the tables.
+fn applied(before: &MuxTables, after: &MuxTables) {
+    let mut tables = before.clone();
+    // These stand in the settings.
+    (tables.epoch, tables.address, tables.gateway) = (after.epoch, after.address, after.gateway);
+    for edit in after.edits(before) {
+        tables.apply(&edit);
+    }
+    assert!(&tables == after, "{:?}", after.edits(&tables));
+}
+
+#[test]
+fn the_public_address_of_a_node_is_its_own_for_every_protocol() {
+    let mut cluster = web(&[]);
+    let before = mux(&cluster, &MuxTables::default());
+    assert_eq!([before.vips[&VIP].whole, before.vips[&NAT].whole], [0, 0]);
+    let network = cluster.objects.node_networks.get_mut("n2").unwrap();
+    network.spec.instance_public_ip = Some(ip("203.0.113.2"));
+    let after = mux(&cluster, &before);
+    let whole = after.vips[&NAT].whole;
+    assert_eq!(after.nodes[&whole].address, node_address(2).octets());
+    assert_eq!(after.vips[&VIP].whole, 0);
+    assert_eq!(after.vips[&NAT].index, before.vips[&NAT].index);
+    applied(&before, &after);
+    applied(&after, &before);
+}
+
+#[test]
+fn datagrams_are_kept_by_the_muxes_that_can_send_on_and_handed_over_by_all() {
+    let mut cluster = web(&[]);
+    for (name, address) in [("m2", "10.9.0.2"), ("m3", "10.9.0.3"), ("m4", "10.9.0.4")] {
+        cluster.own("MuxNetwork", name, json!({"address": address}));
+    }
+    cluster.own("MuxNetwork", "m5", json!({}));
+    let now = cluster.now;
+    for (name, mux) in &mut cluster.objects.mux_networks {
+        mux.status.ready = name != "m2";
+        mux.status.withdrawn = name == "m3";
+        mux.status.heartbeat = now;
+    }
+    let [one, two, three, four] = [1, 2, 3, 4].map(|last| [10, 9, 0, last]);
+    let first = mux(&cluster, &MuxTables::default());
+    assert_eq!(first.muxes, [one, two, three, four].into());
+    assert_eq!(shares(&first), [(one, 2048), (four, 2048)].into());
+    // All muxes have the same: one that keeps its part, and one that does not.
+    for name in ["m2", "m3", "m4"] {
+        let other = mux_tables(&cluster.objects, name, &first, cluster.now).unwrap();
+        assert!((&other.muxes, &other.keepers) == (&first.muxes, &first.keepers), "{name}");
+    }
+    applied(&MuxTables::default(), &first);
+    // Who is silent is not waited for.
+    cluster.wait(29);
+    assert_eq!(mux(&cluster, &first).edits(&first), []);
+    cluster.objects.mux_networks.get_mut("m1").unwrap().status.heartbeat = cluster.now;
+    cluster.wait(1);
+    let second = mux(&cluster, &first);
+    assert_eq!(second.muxes, first.muxes);
+    assert_eq!(shares(&second), [(one, 4096)].into());
+    applied(&first, &second);
+    cluster.wait(30);
+    let third = mux(&cluster, &second);
+    assert!(third.keepers.is_empty());
+    applied(&second, &third);
+}
+
+/// About how many parts of all datagrams each mux keeps.
+fn shares(tables: &MuxTables) -> BTreeMap<[u8; 4], usize> {
+    let mut shares = BTreeMap::new();
+    for keeper in tables.keepers.values() {
+        *shares.entry(*keeper).or_insert(0) += 1;
+    }
+    let whole = |share: &mut usize| *share = (*share + 128) / 256 * 256;
+    shares.values_mut().for_each(whole);
+    shares
+}
+
+#[test]
+fn a_mux_that_goes_takes_only_its_own_datagrams_with_it() {
+    let mut cluster = web(&[]);
+    for (name, address) in [("m2", "10.9.0.2"), ("m3", "10.9.0.3"), ("m4", "10.9.0.4")] {
+        cluster.own("MuxNetwork", name, json!({"address": address}));
+    }
+    let now = cluster.now;
+    for mux in cluster.objects.mux_networks.values_mut() {
+        (mux.status.ready, mux.status.heartbeat) = (true, now);
+    }
+    let before = mux(&cluster, &MuxTables::default());
+    assert_eq!(shares(&before).into_values().collect::<Vec<_>>(), [1024; 4]);
+    cluster.objects.mux_networks.get_mut("m3").unwrap().status.withdrawn = true;
+    let after = mux(&cluster, &before);
+    for (part, keeper) in &after.keepers {
+        let kept = before.keepers[part];
+        assert!(*keeper != [10, 9, 0, 3] && (kept == *keeper || kept == [10, 9, 0, 3]), "{part}");
+    }
+    assert_eq!(after.keepers.len(), 4096);
+}
+
+#[test]
 fn maglev_shares_follow_ready_pods_and_equal_sets_share_one_table() {
     let mut cluster = web(&[(1, true), (2, true), (2, true), (2, true)]);
     cluster.balancer(
@@ -432,7 +571,7 @@ fn older_orders_are_refused_by_agents_and_muxes() {
     cluster.objects.mux_networks.get_mut("m1").unwrap().spec.epoch = 4;
     let newer = MuxTables { epoch: 5, ..MuxTables::default() };
     assert!(matches!(
-        mux_tables(&cluster.objects, "m1", &newer),
+        mux_tables(&cluster.objects, "m1", &newer, cluster.now),
         Err(TablesError::StaleEpoch { applied: 5, offered: 4, .. })
     ));
     assert!(matches!(

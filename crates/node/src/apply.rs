@@ -134,6 +134,11 @@ pub fn edit_mux(maps: &mut MuxMaps, edit: &MuxEdit) -> Result<(), TableError> {
         MuxEdit::Vip(address, None) => maps.vips.remove(address),
         MuxEdit::Owners(index, row) => maps.owners.set(*index, &Raw(*row)),
         MuxEdit::Node(index, row) => maps.nodes.set(*index, &Raw(*row)),
+        MuxEdit::Leftover(key, Some(node)) => maps.leftovers.set(&Raw(*key), node),
+        MuxEdit::Leftover(key, None) => maps.leftovers.remove(&Raw(*key)),
+        MuxEdit::Mux(address, true) => maps.muxes.set(address, &1),
+        MuxEdit::Mux(address, false) => maps.muxes.remove(address),
+        MuxEdit::Keeper(row, address) => maps.keepers.set(*row, address),
         MuxEdit::Rule(key, Some(row)) => maps.rules.set(&Raw(*key), &Raw(*row)),
         MuxEdit::Rule(key, None) => maps.rules.remove(&Raw(*key)),
         MuxEdit::Maglev(index, row) => maps.maglev.set(*index, &Raw(*row)),
@@ -171,6 +176,9 @@ pub fn read_mux(maps: &MuxMaps) -> Result<MuxTables, TableError> {
             .filter(|(node, _)| node.0.present != 0)
             .map(|(node, index)| (index, node.0))
             .collect(),
+        leftovers: maps.leftovers.all()?.into_iter().map(|(key, node)| (key.0, node)).collect(),
+        muxes: maps.muxes.all()?.into_iter().map(|(address, _)| address).collect(),
+        keepers: filled(maps.keepers.all()?),
         rules: maps.rules.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
         maglev: filled(maps.maglev.all()?.into_iter().map(|row| row.0)),
         allowed_sources: allowed.collect(),

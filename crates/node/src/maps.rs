@@ -12,8 +12,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use datapath::tables::{
-    AgentSettings, AllowedSource, Block, Endpoint, Flow, FlowKey, MuxSettings, Node, Owners,
-    Policy, Quota, Row, Rule, RuleKey, Service, Source, Vip,
+    AgentSettings, AllowedSource, Block, Endpoint, Flow, FlowKey, LeftoverKey, MuxSettings, Node,
+    Owners, Policy, Quota, Row, Rule, RuleKey, Service, Source, Vip,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -419,6 +419,12 @@ pub struct MuxMaps {
     pub owners: Rows<Raw<Owners>>,
     /// Where nodes are.
     pub nodes: Rows<Raw<Node<Address>>>,
+    /// Nodes with flows left on ports of listeners' blocks.
+    pub leftovers: Hash<Raw<LeftoverKey<Address>>, u32>,
+    /// All muxes.
+    pub muxes: Hash<Address, u32>,
+    /// Which of them keeps which part of all datagrams.
+    pub keepers: Rows<Address>,
     /// Load-balancing rules.
     pub rules: Hash<Raw<RuleKey<Address>>, Raw<Rule>>,
     /// Maglev tables.
@@ -437,6 +443,9 @@ impl MuxMaps {
             vips: Hash::open(pins, "vips")?,
             owners: Rows::open(pins, "owners")?,
             nodes: Rows::open(pins, "nodes")?,
+            leftovers: Hash::open(pins, "leftovers")?,
+            muxes: Hash::open(pins, "muxes")?,
+            keepers: Rows::open(pins, "keepers")?,
             rules: Hash::open(pins, "rules")?,
             maglev: Rows::open(pins, "maglev")?,
             allowed_sources: Prefixes::open(pins, "allowed_sources")?,

@@ -193,7 +193,7 @@ impl<'a> Mux<'a> {
     }
 
     fn follow(&mut self, objects: &Objects) -> Result<()> {
-        let desired = mux_tables(objects, &self.config.mux, &self.present)?;
+        let desired = mux_tables(objects, &self.config.mux, &self.present, source::now())?;
         for edit in desired.edits(&self.present) {
             apply::edit_mux(&mut self.maps, &edit)
                 .with_context(|| format!("cannot apply {edit:?}"))?;

@@ -38,6 +38,7 @@ pub struct Rows {
     mux: MuxSettings<Address>,
     owners: BTreeMap<u32, Owners>,
     maglev: BTreeMap<u32, Owners>,
+    mux_fragments: RefCell<BTreeMap<FragmentKey<Address>, &'static Fragment<Address>>>,
     /// What lives here is never given back: a row that was handed out stays readable, as in the
     /// kernel.
     flows: RefCell<BTreeMap<FlowKey<Address>, &'static Flow<Address>>>,
@@ -70,6 +71,7 @@ impl Host {
             mux: given.mux.unwrap_or_default(),
             owners: rows_of(&given.owners),
             maglev: rows_of(&given.maglev),
+            mux_fragments: RefCell::default(),
             flows: RefCell::default(),
             fragments: RefCell::default(),
             allowances: given.allowances(),
@@ -114,7 +116,7 @@ impl Host {
     }
 
     fn mux(&mut self, frame: &[u8]) -> (Way, Option<Vec<u8>>) {
-        match datapath::mux::mux(frame, &self.tables) {
+        match datapath::mux::mux(frame, &self.tables, || self.now) {
             MuxVerdict::Pass(reason) => {
                 self.tables.add(reason.counter());
                 (Way::On, None)
@@ -126,6 +128,12 @@ impl Host {
             MuxVerdict::Wrap { outer, event } => {
                 let mut out = outer.to_vec();
                 out.extend(&frame[14..]);
+                self.tables.add(event.counter());
+                (Way::Back, Some(out))
+            }
+            MuxVerdict::Rewrap { outer, event } => {
+                let mut out = frame.to_vec();
+                out[..outer.len()].copy_from_slice(&outer);
                 self.tables.add(event.counter());
                 (Way::Back, Some(out))
             }
@@ -390,5 +398,26 @@ impl MuxTables for Rows {
 
     fn allows(&self, rule: u32, source: &Address) -> bool {
         self.given.allowed.iter().any(|(id, prefix)| *id == rule && covers(prefix, source))
+    }
+
+    fn leftover(&self, key: &LeftoverKey<Address>) -> Option<&u32> {
+        self.given.leftovers.get(key)
+    }
+
+    fn is_mux(&self, address: &Address) -> bool {
+        self.given.peers.contains(address)
+    }
+
+    fn keeper(&self, row: u32) -> Option<&Address> {
+        let there = row < datapath::limits::KEEPERS_ROWS;
+        there.then(|| self.given.keepers.get(&row).unwrap_or(&[0; 4]))
+    }
+
+    fn fragment(&self, key: &FragmentKey<Address>) -> Option<&Fragment<Address>> {
+        self.mux_fragments.borrow().get(key).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey<Address>, fragment: Fragment<Address>) {
+        self.mux_fragments.borrow_mut().insert(*key, Box::leak(Box::new(fragment)));
     }
 }

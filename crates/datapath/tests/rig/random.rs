@@ -78,10 +78,18 @@ impl Traffic {
             }
             6..8 => (Hook::Ingress, format!("gue 10.0.0.2 > 10.0.0.11 {}", self.inbound())),
             8 => {
-                let inner = if self.dice.random() { self.reply() } else { self.inbound() };
+                let inner = match self.dice.random_range(0..10) {
+                    0 => self.fragment(),
+                    1..6 => self.reply(),
+                    _ => self.inbound(),
+                };
                 let is_other = self.dice.random_ratio(1, 20);
                 let mac = if is_other { "020000000009" } else { "020000000002" };
-                (Hook::Mux, format!("eth 020000000001 > {mac} {inner}"))
+                let handed_over = match self.dice.random_range(0..5) {
+                    0 => format!("gue 10.0.0.{} > 10.0.0.2", self.dice.random_range(2..6)),
+                    _ => String::new(),
+                };
+                (Hook::Mux, format!("eth 020000000001 > {mac} {handed_over} {inner}"))
             }
             _ => (Hook::Egress, self.answer()),
         };
@@ -224,11 +232,18 @@ impl Traffic {
     fn inbound(&mut self) -> String {
         let client = format!("192.0.2.{}", self.dice.random_range(50..56));
         let vip = self.one_of(&["203.0.113.1", "203.0.113.1", "203.0.113.2", "203.0.113.77"]);
-        let port = [80, 80, 443, 53, 81, 25, 64_005, 64_020][self.dice.random_range(0..8)];
+        let port = [80, 80, 443, 53, 81, 25, 64_005, 64_020, 65_002][self.dice.random_range(0..9)];
         let (protocol, from) = (self.protocol(), self.dice.random_range(50_000..50_010));
         let header = self.header();
         let rest = self.transport(protocol, from, port, false);
         format!("ip {client} > {vip} {header} {rest}")
+    }
+
+    /// A part of one of a few datagrams.
+    fn fragment(&mut self) -> String {
+        let id = self.dice.random_range(0..16);
+        let part = self.one_of(&["mf udp 53 > 64001", "mf frag 9 proto 17", "frag 17 proto 17"]);
+        format!("ip 192.0.2.50 > 203.0.113.1 id {id} {part} data 64")
     }
 
     /// A pod's answer to a client, or its error about the client's packet.
@@ -346,12 +361,18 @@ endpoint 2 10.244.1.7:8080
 endpoint 3 10.244.1.6:5353
 mux address=10.0.0.2 mtu=1600 mac=02:00:00:00:00:02 gateway=02:00:00:00:00:01
 vip 203.0.113.1 3
-vip 203.0.113.2 1023
+vip 203.0.113.2 1023 whole=2
 owner 203.0.113.1 64000-64007 1
 owner 203.0.113.1 64016-64023 2
 owner 203.0.113.1 64032-64039 8191
 owner 203.0.113.2 63000-63007 1
 owner 203.0.113.1 0-1023 rules
+owner 203.0.113.1 65000-65007 rules
+leftover 203.0.113.1 65000-65007 1
+peer 10.0.0.2
+peer 10.0.0.3
+keeper 0-2999 10.0.0.2
+keeper 3000-4000 10.0.0.3
 node 1 10.0.0.11
 node 2 10.0.0.12
 rule 203.0.113.1:80/tcp id=1 first=8 count=9

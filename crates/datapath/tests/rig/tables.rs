@@ -42,6 +42,11 @@ pub struct Tables {
     /// By VIP index and block.
     pub owners: BTreeMap<u32, u16>,
     pub nodes: BTreeMap<u32, Node<Address>>,
+    pub leftovers: BTreeMap<LeftoverKey<Address>, u32>,
+    /// Muxes, as a mux knows them.
+    pub peers: BTreeSet<Address>,
+    /// By part of all datagrams.
+    pub keepers: BTreeMap<u32, Address>,
     pub rules: BTreeMap<RuleKey<Address>, Rule>,
     pub maglev: BTreeMap<u32, u16>,
     /// By rule.
@@ -69,6 +74,9 @@ impl Default for Tables {
             vips: BTreeMap::new(),
             owners: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            leftovers: BTreeMap::new(),
+            peers: BTreeSet::new(),
+            keepers: BTreeMap::new(),
             rules: BTreeMap::new(),
             maglev: BTreeMap::new(),
             allowed: BTreeSet::new(),
@@ -137,13 +145,23 @@ impl Tables {
             "mux" => self.mux_line(&mut words)?,
             "vip" => {
                 let address = words.address()?;
-                self.vips.insert(address, Vip { index: words.number()? });
+                let index = words.number()?;
+                self.vips.insert(address, Vip { index, whole: words.value_or("whole", 0)? });
             }
             "owner" => self.owner_line(&mut words)?,
             "node" => {
                 let index = words.number()?;
                 self.nodes.insert(index, Node { address: words.address()?, present: 1 });
             }
+            "peer" => {
+                self.peers.insert(words.address()?);
+            }
+            "keeper" => {
+                let (low, high) = words.range()?;
+                let address = words.address()?;
+                self.keepers.extend((low..=high).map(|row| (row.into(), address)));
+            }
+            "leftover" => self.leftover_line(&mut words)?,
             "rule" => {
                 let key = words.rule()?;
                 let flags = words.flags()?;
@@ -288,6 +306,18 @@ impl Tables {
         for block in low as u32 / BLOCK_PORTS..=high as u32 / BLOCK_PORTS {
             self.owners.insert(vip * owner::ROWS_PER_VIP * 4 + block, index);
         }
+    }
+
+    /// `leftover VIP PORT-PORT NODE`.
+    fn leftover_line(&mut self, words: &mut Words<'_>) -> Result<(), String> {
+        let vip = words.address()?;
+        let (low, high) = words.range()?;
+        let node = words.number()?;
+        for start in (low..=high).step_by(BLOCK_PORTS as usize) {
+            let key = LeftoverKey { vip, start: start.to_be_bytes(), reserved: [0; 2] };
+            self.leftovers.insert(key, node);
+        }
+        Ok(())
     }
 
     fn forget_line(&mut self, words: &mut Words<'_>) -> Result<(), String> {

@@ -226,7 +226,7 @@ fn policy() -> Policy {
 pub fn fill_agent(agent: &mut Object, vip: Address, pods: (Address, u32)) -> Result<()> {
     agent.set("settings", 0, Raw(settings()))?;
     agent.set("frontends", 0, vip)?;
-    agent.insert("vips", vip, Raw(Vip { index: 0 }))?;
+    agent.insert("vips", vip, Raw(Vip { index: 0, whole: 0 }))?;
     agent.insert("muxes", MUX, 1u32)?;
     for index in 0..BLOCKS_MAX {
         let start = SNAT_PORT_MIN + (index * 8) as u16;
@@ -326,12 +326,12 @@ pub fn mux(object: &[u8]) -> Result<Object> {
     for index in 1..=NODES {
         mux.set("nodes", index, Raw(Node { address: node_address(index), present: 1 }))?;
     }
-    mux.insert("vips", VIP, Raw(Vip { index: 0 }))?;
+    mux.insert("vips", VIP, Raw(Vip { index: 0, whole: 0 }))?;
     for row in 0..owner::ROWS_PER_VIP {
         let owners = [0, 1, 2, 3].map(|block| owner_of((row * 32 + block * 8) as u16) as u16);
         mux.set("owners", row, Raw(Owners(owners)))?;
     }
-    mux.insert("vips", SERVICE_VIP, Raw(Vip { index: 1 }))?;
+    mux.insert("vips", SERVICE_VIP, Raw(Vip { index: 1, whole: 0 }))?;
     let listener = Owners([owner::NONE, owner::NONE, owner::RULES, owner::NONE]);
     mux.set("owners", owner::ROWS_PER_VIP + 2, Raw(listener))?;
     let rule = Rule { id: 1, flags: 0, maglev_first: 0, maglev_count: MAGLEV };

@@ -12,7 +12,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions,
     maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf, lpm_trie},
-    programs::{SchedClassifier, Xdp},
+    programs::{Program, SchedClassifier, Xdp},
 };
 use datapath::{
     count::COUNTERS,
@@ -40,9 +40,10 @@ const TC_ACT_SHOT: u32 = 2;
 /// What XDP programs answer.
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
-const XDP_TX: u32 = 3;
+pub const XDP_TX: u32 = 3;
 
 type FlowBytes = [u8; size_of::<Flow<Address>>()];
+type Fragments = HashMap<MapData, Raw<FragmentKey<Address>>, Raw<Fragment<Address>>>;
 type Counters = PerCpuArray<MapData, u64>;
 
 struct NoticeRow(Notice<Address>);
@@ -72,7 +73,7 @@ struct Agent {
     muxes: HashMap<MapData, Address, u32>,
     services: HashMap<MapData, Raw<RuleKey<Address>>, Raw<Service>>,
     endpoints: Array<MapData, Raw<Endpoint<Address>>>,
-    fragments: HashMap<MapData, Raw<FragmentKey<Address>>, Raw<Fragment<Address>>>,
+    fragments: Fragments,
     quotas: HashMap<MapData, Address, Raw<Quota>>,
     allowances: Array<MapData, [u8; size_of::<Allowance>()]>,
     positions: Array<MapData, [u8; size_of::<Positions>()]>,
@@ -86,6 +87,10 @@ struct Mux {
     vips: HashMap<MapData, Address, Raw<Vip>>,
     owners: Array<MapData, Raw<Owners>>,
     nodes: Array<MapData, Raw<Node<Address>>>,
+    leftovers: HashMap<MapData, Raw<LeftoverKey<Address>>, u32>,
+    muxes: HashMap<MapData, Address, u32>,
+    keepers: Array<MapData, Address>,
+    fragments: Fragments,
     rules: HashMap<MapData, Raw<RuleKey<Address>>, Raw<Rule>>,
     maglev: Array<MapData, Raw<Owners>>,
     allowed: LpmTrie<MapData, Raw<AllowedSource<Address>>, u32>,
@@ -121,6 +126,9 @@ impl Kernel {
         empty(&mut agent.quotas);
         empty(&mut self.mux.vips);
         empty(&mut self.mux.rules);
+        empty(&mut self.mux.leftovers);
+        empty(&mut self.mux.muxes);
+        empty(&mut self.mux.fragments);
         empty_trie(&mut agent.sources);
         empty_trie(&mut agent.private);
         empty_trie(&mut self.mux.allowed);
@@ -140,6 +148,9 @@ impl Kernel {
         }
         for row in self.given.limits.keys() {
             set(&mut agent.allowances, *row, [0; size_of::<Allowance>()]);
+        }
+        for row in self.given.keepers.keys() {
+            set(&mut self.mux.keepers, *row, [0; 4]);
         }
         for index in self.given.nodes.keys() {
             set(&mut self.mux.nodes, *index, Raw(Node::default()));
@@ -223,6 +234,15 @@ impl Kernel {
         for (index, node) in &given.nodes {
             set(&mut mux.nodes, *index, Raw(*node));
         }
+        for address in &given.peers {
+            mux.muxes.insert(address, 1, 0).expect("a mux");
+        }
+        for (row, address) in &given.keepers {
+            set(&mut mux.keepers, *row, *address);
+        }
+        for (key, node) in &given.leftovers {
+            mux.leftovers.insert(Raw(*key), node, 0).expect("a leftover");
+        }
         for (key, rule) in &given.rules {
             mux.rules.insert(Raw(*key), Raw(*rule), 0).expect("a rule");
         }
@@ -276,6 +296,10 @@ impl Mux {
             vips: table!(programs, "vips"),
             owners: table!(programs, "owners"),
             nodes: table!(programs, "nodes"),
+            leftovers: table!(programs, "leftovers"),
+            muxes: table!(programs, "muxes"),
+            keepers: table!(programs, "keepers"),
+            fragments: table!(programs, "fragments"),
             rules: table!(programs, "rules"),
             maglev: table!(programs, "maglev"),
             allowed: table!(programs, "allowed_sources"),
@@ -310,28 +334,10 @@ impl Machine for Kernel {
     }
 
     fn pass(&mut self, hook: Hook, frame: &[u8]) -> Observed {
-        let mut out = vec![0; frame.len() + 256];
-        let context = context(if hook == Hook::Own { OWN_MARK } else { 0 });
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: (hook == Hook::Own).then_some(&context),
-            ..Default::default()
-        };
         let before = counts(self.counters(hook));
-        let result = match hook {
-            Hook::Egress | Hook::Own => {
-                classifier(&mut self.agent.programs, "egress").test_run(options)
-            }
-            Hook::Ingress => classifier(&mut self.agent.programs, "ingress").test_run(options),
-            Hook::Mux => {
-                let program = self.mux.programs.program_mut("mux").expect("mux");
-                <&mut Xdp>::try_from(program).expect("XDP").test_run(options)
-            }
-        };
-        let result = result.unwrap_or_else(|error| panic!("{hook:?}: {error:?}: {frame:02x?}"));
+        let (answer, out) = self.run(hook, frame);
         let after = counts(self.counters(hook));
-        let way = match (hook, result.return_value) {
+        let way = match (hook, answer) {
             (Hook::Egress | Hook::Own | Hook::Ingress, TC_ACT_UNSPEC) | (Hook::Mux, XDP_PASS) => {
                 Way::On
             }
@@ -341,7 +347,6 @@ impl Machine for Kernel {
             (Hook::Mux, XDP_TX) => Way::Back,
             (_, other) => panic!("{hook:?} answers {other}"),
         };
-        out.truncate(result.data_size_out as usize);
         let notice = self.agent.notices.next().map(|bytes| {
             let NoticeRow(notice) = row(&bytes).expect("a notice has its size");
             notice
@@ -368,12 +373,8 @@ impl Machine for Kernel {
             bytes[at..at + 4].copy_from_slice(&seen.wrapping_sub(ticks).to_ne_bytes());
             flows.insert(key, bytes, 0).expect("an older flow");
         }
-        let fragments = &mut self.agent.fragments;
-        let rows: Vec<_> = fragments.iter().map(|entry| entry.expect("a fragment")).collect();
-        for (key, Raw(mut row)) in rows {
-            row.seen = row.seen.wrapping_sub(ticks);
-            fragments.insert(key, Raw(row), 0).expect("an older fragment");
-        }
+        older_fragments(&mut self.agent.fragments, ticks);
+        older_fragments(&mut self.mux.fragments, ticks);
         let mut settings = self.agent.settings.get(&0, 0).expect("settings");
         settings.0.adopt_until = settings.0.adopt_until.saturating_add_signed(-older);
         set(&mut self.agent.settings, 0, settings);
@@ -391,6 +392,54 @@ impl Machine for Kernel {
 }
 
 impl Kernel {
+    /// Runs a program on a frame: its answer, and the frame that it leaves.
+    pub fn run(&mut self, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
+        let mut out = vec![0; frame.len() + 256];
+        let context = context(if hook == Hook::Own { OWN_MARK } else { 0 });
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: (hook == Hook::Own).then_some(&context),
+            ..Default::default()
+        };
+        let result = match hook {
+            Hook::Egress | Hook::Own => {
+                classifier(&mut self.agent.programs, "egress").test_run(options)
+            }
+            Hook::Ingress => classifier(&mut self.agent.programs, "ingress").test_run(options),
+            Hook::Mux => {
+                let program = self.mux.programs.program_mut("mux").expect("mux");
+                <&mut Xdp>::try_from(program).expect("XDP").test_run(options)
+            }
+        };
+        let result = result.unwrap_or_else(|error| panic!("{hook:?}: {error:?}: {frame:02x?}"));
+        out.truncate(result.data_size_out as usize);
+        (result.return_value, out)
+    }
+
+    /// Instructions that the verifier has walked through, by program.
+    pub fn verified(&mut self) -> [(&'static str, u32); 3] {
+        let info = |programs: &mut Ebpf, name| {
+            let info = match programs.program_mut(name).expect(name) {
+                Program::Xdp(program) => program.info(),
+                Program::SchedClassifier(program) => program.info(),
+                _ => panic!("{name} is of another kind"),
+            };
+            let count = info.expect(name).verified_instruction_count();
+            (name, count.expect("a kernel that counts"))
+        };
+        [
+            info(&mut self.agent.programs, "egress"),
+            info(&mut self.agent.programs, "ingress"),
+            info(&mut self.mux.programs, "mux"),
+        ]
+    }
+
+    /// Datagrams that the mux remembers.
+    pub fn datagrams(&self) -> usize {
+        self.mux.fragments.keys().count()
+    }
+
     fn counters(&self, hook: Hook) -> &Counters {
         match hook {
             Hook::Egress | Hook::Own | Hook::Ingress => &self.agent.counters,
@@ -408,6 +457,15 @@ fn context(mark: u32) -> [u8; 12] {
 
 fn classifier<'a>(programs: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
     programs.program_mut(name).expect(name).try_into().expect("a classifier")
+}
+
+/// Lets time pass for what first fragments have shown.
+fn older_fragments(fragments: &mut Fragments, ticks: u32) {
+    let rows: Vec<_> = fragments.iter().map(|entry| entry.expect("a fragment")).collect();
+    for (key, Raw(mut row)) in rows {
+        row.seen = row.seen.wrapping_sub(ticks);
+        fragments.insert(key, Raw(row), 0).expect("an older fragment");
+    }
 }
 
 fn counts(counters: &Counters) -> [u64; COUNTERS as usize] {

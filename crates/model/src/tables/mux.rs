@@ -3,20 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use datapath::hash;
 use datapath::limits::{
-    ALLOWED_SOURCES_MAX, BLOCK_PORTS, MAGLEV_ENTRIES_MAX, NODES_MAX, RULES_MAX, VIPS_MAX,
+    ALLOWED_SOURCES_MAX, BLOCK_PORTS, KEEPERS_ROWS, LEFTOVERS_MAX, MAGLEV_ENTRIES_MAX, MUXES_MAX,
+    NODES_MAX, RULES_MAX, VIPS_MAX,
 };
-use datapath::tables::{Node, Owners, Rule, RuleKey, Vip, owner, rule_flag};
+use datapath::tables::{LeftoverKey, Node, Owners, Rule, RuleKey, Vip, owner, rule_flag};
 use ipnet::Ipv4Net;
 
 use super::{Address, TablesError, changed, gone, octets};
 use crate::addresses::existing;
 use crate::backends::public_rules;
+use crate::lease::{LeaseState, Millis};
 use crate::maglev;
 use crate::objects::Objects;
 use crate::places::{Runs, places};
 use crate::reconcile::listeners;
-use crate::runtime::fingerprint;
+use crate::runtime::{MuxNetwork, fingerprint};
 
 /// Blocks, or Maglev entries, in a row.
 const PER_ROW: u32 = 4;
@@ -36,6 +39,12 @@ pub struct MuxTables {
     pub owners: BTreeMap<u32, Owners>,
     /// Nodes by index; 0 is nobody.
     pub nodes: BTreeMap<u32, Node<Address>>,
+    /// Nodes with flows left on ports of listeners' blocks, by index.
+    pub leftovers: BTreeMap<LeftoverKey<Address>, u32>,
+    /// All muxes.
+    pub muxes: BTreeSet<Address>,
+    /// The muxes that keep datagrams in fragments together, by part of all datagrams.
+    pub keepers: BTreeMap<u32, Address>,
     /// Load-balancing rules.
     pub rules: BTreeMap<RuleKey<Address>, Rule>,
     /// Maglev tables, by row.
@@ -53,6 +62,12 @@ pub enum MuxEdit {
     Owners(u32, Owners),
     /// `nodes`
     Node(u32, Node<Address>),
+    /// `leftovers`
+    Leftover(LeftoverKey<Address>, Option<u32>),
+    /// `muxes`: present or not.
+    Mux(Address, bool),
+    /// `keepers`
+    Keeper(u32, Address),
     /// `rules`
     Rule(RuleKey<Address>, Option<Rule>),
     /// `maglev`
@@ -61,7 +76,7 @@ pub enum MuxEdit {
     AllowedSource(u32, Ipv4Net, bool),
 }
 
-/// What the tables of `mux` should hold, where `present` is what they hold.
+/// What the tables of `mux` should hold `now`, where `present` is what they hold.
 ///
 /// # Errors
 /// [`TablesError`]: there is nothing to apply, and what stands there stays.
@@ -69,6 +84,7 @@ pub fn mux_tables(
     objects: &Objects,
     mux: &str,
     present: &MuxTables,
+    now: Millis,
 ) -> Result<MuxTables, TablesError> {
     let (kind, name) = ("MuxNetwork", mux.to_owned());
     let Some(network) = objects.mux_networks.get(mux) else {
@@ -87,13 +103,45 @@ pub fn mux_tables(
         epoch: if has_seen_all { offered } else { present.epoch },
         address: octets(address),
         gateway: network.spec.gateway,
+        muxes: muxes(objects, |_| true),
+        keepers: keepers(&muxes(objects, |mux| mux.status.ready && mux.is_live(now))),
         ..MuxTables::default()
     };
     let nodes = tables.place_nodes(objects, present);
-    tables.place_vips(objects, present);
+    tables.place_vips(objects, present, &nodes);
     tables.fill_owners(objects, &nodes);
     tables.place_rules(objects, present, &nodes);
     Ok(tables)
+}
+
+/// The addresses of some muxes.
+fn muxes(objects: &Objects, wanted: impl Fn(&MuxNetwork) -> bool) -> BTreeSet<Address> {
+    let muxes = objects.mux_networks.values().filter(|mux| wanted(mux));
+    muxes.filter_map(|mux| mux.spec.address).map(octets).take(MUXES_MAX as usize).collect()
+}
+
+/// Which of these muxes keeps which part of all datagrams: the one whose hash with the part is
+/// highest, so that all muxes find the same, and one that goes takes only its own parts with it.
+fn keepers(muxes: &BTreeSet<Address>) -> BTreeMap<u32, Address> {
+    let height = |part: u32, mux: &Address| {
+        hash::spread(u64::from(part), [u64::from(u32::from_be_bytes(*mux)), 0])
+    };
+    let keeper = |part| Some((part, *muxes.iter().max_by_key(|mux| height(part, mux))?));
+    (0..KEEPERS_ROWS).filter_map(keeper).collect()
+}
+
+/// Ports of shared blocks that their nodes still have: whose listeners wait.
+fn withheld(objects: &Objects) -> BTreeSet<(Address, u16)> {
+    let leases = objects.node_networks.values().flat_map(|network| &network.spec.leases);
+    leases
+        .filter(|lease| lease.state == LeaseState::Sharing)
+        .flat_map(|lease| {
+            let address = lease.range.address;
+            let ports = lease.range.blocks().flat_map(|start| start..start + BLOCK_PORTS as u16);
+            let ports = ports.filter(move |port| lease.withholds(address, *port));
+            ports.map(move |port| (octets(address), port))
+        })
+        .collect()
 }
 
 impl MuxTables {
@@ -116,10 +164,26 @@ impl MuxTables {
             .collect()
     }
 
-    fn place_vips(&mut self, objects: &Objects, present: &MuxTables) {
+    fn place_vips(
+        &mut self,
+        objects: &Objects,
+        present: &MuxTables,
+        nodes: &BTreeMap<String, u16>,
+    ) {
+        let whole: BTreeMap<Address, u16> = objects
+            .node_networks
+            .iter()
+            .filter_map(|(name, network)| {
+                Some((octets(network.spec.instance_public_ip?), *nodes.get(name)?))
+            })
+            .collect();
         let old = present.vips.iter().map(|(address, vip)| (*address, vip.index)).collect();
         let given = places(&old, existing(objects).into_iter().map(octets), 0, VIPS_MAX);
-        self.vips = given.into_iter().map(|(address, index)| (address, Vip { index })).collect();
+        let row = |(address, index)| {
+            let whole = whole.get(&address).copied().unwrap_or(owner::NONE).into();
+            (address, Vip { index, whole })
+        };
+        self.vips = given.into_iter().map(row).collect();
     }
 
     /// Leases first: a block goes to its listeners when nobody holds it any more.
@@ -142,7 +206,17 @@ impl MuxTables {
                     continue;
                 }
                 for start in lease.range.blocks() {
-                    self.set_owner(address, u32::from(start) / BLOCK_PORTS, *index);
+                    // A listener has come in; the node keeps the other ports until it has drained
+                    // them.
+                    let is_shared = lease.state == LeaseState::Sharing
+                        && self.owner(address, start) == owner::RULES;
+                    if !is_shared {
+                        self.set_owner(address, u32::from(start) / BLOCK_PORTS, *index);
+                    } else if self.leftovers.len() < LEFTOVERS_MAX as usize {
+                        let start = start.to_be_bytes();
+                        let key = LeftoverKey { vip: address, start, reserved: [0; 2] };
+                        self.leftovers.insert(key, u32::from(*index));
+                    }
                 }
             }
         }
@@ -160,7 +234,9 @@ impl MuxTables {
         present: &MuxTables,
         nodes: &BTreeMap<String, u16>,
     ) {
-        let rules = public_rules(objects);
+        let withheld = withheld(objects);
+        let mut rules = public_rules(objects);
+        rules.retain(|key, _| !withheld.contains(&(key.vip, u16::from_be_bytes(key.port))));
         let old = present.rules.iter().map(|(key, rule)| (*key, rule.id)).collect();
         let ids = places(&old, rules.keys().copied(), 1, RULES_MAX);
         let run = |rule: &Rule| {
@@ -213,6 +289,12 @@ impl MuxTables {
         edits.extend(sources.map(|(rule, net)| MuxEdit::AllowedSource(*rule, *net, true)));
         let nodes = changed(&present.nodes, &self.nodes);
         edits.extend(nodes.map(|(index, node)| MuxEdit::Node(*index, *node)));
+        let muxes = self.muxes.difference(&present.muxes);
+        edits.extend(muxes.map(|address| MuxEdit::Mux(*address, true)));
+        let keepers = changed(&present.keepers, &self.keepers);
+        edits.extend(keepers.map(|(row, address)| MuxEdit::Keeper(*row, *address)));
+        let leftovers = changed(&present.leftovers, &self.leftovers);
+        edits.extend(leftovers.map(|(key, node)| MuxEdit::Leftover(*key, Some(*node))));
         let maglev = changed(&present.maglev, &self.maglev);
         edits.extend(maglev.map(|(row, entries)| MuxEdit::Maglev(*row, *entries)));
         let rules = changed(&present.rules, &self.rules);
@@ -230,6 +312,12 @@ impl MuxTables {
         edits.extend(rules.map(|key| MuxEdit::Rule(*key, None)));
         let maglev = gone(&present.maglev, &self.maglev);
         edits.extend(maglev.map(|row| MuxEdit::Maglev(*row, Owners::default())));
+        let keepers = gone(&present.keepers, &self.keepers);
+        edits.extend(keepers.map(|row| MuxEdit::Keeper(*row, Address::default())));
+        let muxes = present.muxes.difference(&self.muxes);
+        edits.extend(muxes.map(|address| MuxEdit::Mux(*address, false)));
+        let leftovers = gone(&present.leftovers, &self.leftovers);
+        edits.extend(leftovers.map(|key| MuxEdit::Leftover(*key, None)));
         let nodes = gone(&present.nodes, &self.nodes);
         edits.extend(nodes.map(|index| MuxEdit::Node(*index, Node::default())));
         let sources = present.allowed_sources.difference(&self.allowed_sources);
@@ -248,6 +336,14 @@ impl MuxTables {
             MuxEdit::Owners(row, owners) => drop(self.owners.insert(*row, *owners)),
             MuxEdit::Node(index, node) if node.present == 0 => drop(self.nodes.remove(index)),
             MuxEdit::Node(index, node) => drop(self.nodes.insert(*index, *node)),
+            MuxEdit::Leftover(key, Some(node)) => drop(self.leftovers.insert(*key, *node)),
+            MuxEdit::Leftover(key, None) => drop(self.leftovers.remove(key)),
+            MuxEdit::Mux(address, true) => drop(self.muxes.insert(*address)),
+            MuxEdit::Mux(address, false) => drop(self.muxes.remove(address)),
+            MuxEdit::Keeper(row, address) if *address == Address::default() => {
+                self.keepers.remove(row);
+            }
+            MuxEdit::Keeper(row, address) => drop(self.keepers.insert(*row, *address)),
             MuxEdit::Rule(key, Some(rule)) => drop(self.rules.insert(*key, *rule)),
             MuxEdit::Rule(key, None) => drop(self.rules.remove(key)),
             MuxEdit::Maglev(row, entries) if *entries == Owners::default() => {
