@@ -640,3 +640,20 @@ fn rests_that_follow_each_other_and_end_together_are_one() {
     let lengths: Vec<u16> = world.books.resting.iter().map(|rest| rest.range.length).collect();
     assert_eq!(lengths, [16, 8]);
 }
+
+#[test]
+fn ports_that_are_not_handed_out_any_more_drain_and_nobody_waits_for_them() {
+    let mut world = World::new();
+    world.wants("n1", &[A], 512, Shape::Aligned);
+    world.settle();
+    world.settle();
+    (world.settings.first_port, world.settings.last_port) = (1024, 2047);
+    world.settle();
+    assert_eq!(world.ports("n1", LeaseState::Draining), 512);
+    world.settle();
+    assert_eq!(world.ports("n1", LeaseState::Usable), 512);
+    world.wants("n1", &[A], 256, Shape::Aligned);
+    world.wants("n2", &[A], 768, Shape::Aligned);
+    let refusal = world.settle().refusals.remove("n2").unwrap();
+    assert!(matches!(refusal, Refusal::Waiting { draining: 256, resting: 0, .. }), "{refusal}");
+}
