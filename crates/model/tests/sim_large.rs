@@ -140,7 +140,7 @@ fn run(seed: u64, steps: usize) -> u64 {
 #[expect(clippy::disallowed_methods, reason = "a seed to repeat comes from the environment")]
 fn a_thousand_nodes_keep_the_rules_in_a_storm() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let steps = number("SIM_STEPS").unwrap_or(300) as usize;
+    let steps = number("SIM_STEPS").unwrap_or(200) as usize;
     let seeds: Vec<u64> = match number("SIM_SEED") {
         Some(seed) => vec![seed],
         None => {

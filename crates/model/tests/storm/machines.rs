@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Flow, Ledger, NOBODY};
-use crate::cluster::node_address;
-use datapath::protocol;
-use datapath::tables::{RuleKey, Translation, block_flag, owner};
+use crate::cluster::{mux_target, node_address};
+use datapath::tables::{Translation, block_flag, owner};
 use model::lease::{Drained, Millis};
 use model::objects::Objects;
 use model::runtime::NodeNetworkStatus;
@@ -163,11 +162,8 @@ impl Mux {
         match owner {
             owner::NONE => None,
             owner::RULES => {
-                let (vip, port) = (ledger.address(vip).octets(), port.to_be_bytes());
-                let key = RuleKey { vip, port, protocol: protocol::TCP, reserved: 0 };
-                // LEFTOVERS
-                let _ = self.tables.rules.contains_key(&key);
-                None
+                let node = mux_target(&self.tables, ledger.address(vip).octets(), port)?;
+                Some(usize::from(self.numbers[&node]))
             }
             node => Some(usize::from(node)),
         }
