@@ -51,12 +51,14 @@ bench: setup ## measure; results as a table and as JSON under target/ (minutes, 
 	$(CARGO) bench --locked --package model
 	$(AS_ROOT) $(CARGO) bench --locked --package lab
 
-fuzz: setup ## random packets, manifests and cloud-configs, long (ITERATIONS=1000000, SEED=N)
+fuzz: setup ## random packets, manifests, cloud-configs and storms, long (ITERATIONS=1000000, SEED=N)
 	$(NEEDS_ROOT)
 	$(AS_ROOT) ITERATIONS=$${ITERATIONS:-1000000} $(CARGO) test --locked \
 		--package datapath --package lab --test fuzz --test kernel -- --nocapture random arbitrary
 	PROPTEST_CASES=$$(( $${ITERATIONS:-1000000} / 100 )) $(CARGO) test --locked \
 		--package model --test planner_properties
+	SIM_STEPS=$$(( $${ITERATIONS:-1000000} / 200 )) $(CARGO) test --locked \
+		--package model --test sim --test sim_large -- --nocapture storm
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -40,6 +40,7 @@ enum Command {
     Delete(File),
     Get(Get),
     Exec(Exec),
+    AddNode(AddNode),
     Redeploy(Redeploy),
     Kill(Kill),
     Start(Start),
@@ -77,6 +78,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Delete(command) => delete(&command),
         Command::Get(command) => get(&command),
         Command::Exec(command) => exec(&command),
+        Command::AddNode(command) => add_node(&command),
         Command::Redeploy(command) => redeploy(&command),
         Command::Kill(command) => kill(&command),
         Command::Start(command) => start(&command),
@@ -315,6 +317,21 @@ fn kind_called(word: &str) -> Result<Kind> {
         Some(near) => bail!("no kind {word:?} is known: did you mean {near}?"),
         None => bail!("no kind {word:?} is known; there is {}", names.join(", ")),
     }
+}
+
+/// Add a node with its pods, and wait until it works.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  deguchi lab add-node")]
+struct AddNode {
+    #[command(flatten)]
+    which: Which,
+}
+
+fn add_node(command: &AddNode) -> Result<ExitCode> {
+    life::require_root("lab add-node")?;
+    let mut lab = command.which.find()?;
+    let host = fault::add_node(&mut lab, &print::progress)?;
+    print::text(&format!("{host} is there\n"))
 }
 
 /// Install a node's machine anew: a new Node UID and machine id, its flows end, its pods are new.

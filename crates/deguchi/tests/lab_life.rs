@@ -166,6 +166,7 @@ fn every_command_of_the_lab_has_help_with_an_example() {
         "delete",
         "get",
         "exec",
+        "add-node",
         "redeploy",
         "kill",
         "start",

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::socket::sockopt::{Linger, SendTimeout};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect, setsockopt, socket,
 };
@@ -66,6 +66,12 @@ impl Connection {
         self.reader.get_ref().set_read_timeout(Some(patience))?;
         self.reader.get_ref().set_write_timeout(Some(patience))?;
         Ok(())
+    }
+
+    /// Ends it by RST, not by FIN.
+    pub fn reset(self) -> Result<()> {
+        let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(self.reader.get_ref(), Linger, &at_once).context("cannot set SO_LINGER")
     }
 
     /// This end's own address.

@@ -1,4 +1,4 @@
-//! Losses on demand: machines and processes that go, and come back.
+//! Losses on demand: machines and processes that go, and come back. And nodes that are new.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -206,6 +206,31 @@ pub fn redeploy(lab: &mut Lab, host: Host, progress: Progress) -> Result<()> {
     drop(lock);
     progress(&format!("waiting until {host} works"));
     ready::in_force(lab)
+}
+
+/// Adds a node with its pods to a lab that is up; which one it is.
+pub fn add_node(lab: &mut Lab, progress: Progress) -> Result<Host> {
+    let lock = lab.place.lock()?;
+    let mut settings = lab.description.settings.clone();
+    settings.nodes = settings.nodes.saturating_add(1);
+    settings.check()?;
+    lab.description.settings = settings;
+    lab.save()?;
+    let number = lab.settings().nodes;
+    let host = Host::Node(number);
+    progress(&format!("building {host} and its pods"));
+    wiring::build_node(&lab.place, lab.settings(), number)?;
+    wiring::introduce(&lab.place, lab.settings(), number)?;
+    follow_routing(lab)?;
+    let store = lab.store();
+    kubelet::register(&store, lab.settings(), host, 0)?;
+    kubelet::publish_endpoints(&store)?;
+    lab.start(Role::Pods(host))?;
+    lab.start(Role::Machine(host))?;
+    drop(lock);
+    progress(&format!("waiting until {host} works"));
+    ready::in_force(lab)?;
+    Ok(host)
 }
 
 /// Routes the nodes as the cluster's objects say, which a change may have turned.

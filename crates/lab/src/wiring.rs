@@ -167,6 +167,16 @@ pub fn build_node(place: &Place, settings: &Settings, node: u8) -> Result<()> {
     hosts.into_iter().try_for_each(|host| up(place, settings, host))
 }
 
+/// Tells everybody else the way to a new node's pods.
+pub fn introduce(place: &Place, settings: &Settings, node: u8) -> Result<()> {
+    let (pods, via) = (host::pod_network(node), Host::Node(node).address());
+    let others = settings.nodes().into_iter().filter(|other| *other != Host::Node(node));
+    [Host::Router, Host::Appliance].into_iter().chain(others).try_for_each(|host| {
+        let route = format!("route replace {pods} via {via}");
+        command::ip(Some(&place.namespace(host)), &[route])
+    })
+}
+
 fn add_hosts(place: &Place, hosts: &[Host]) -> Result<()> {
     let names: Vec<String> = hosts.iter().map(|host| place.namespace(*host)).collect();
     namespace::add(&names)?;

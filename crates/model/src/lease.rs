@@ -456,15 +456,16 @@ impl Step<'_> {
         }
     }
 
-    /// Leases on addresses that the node's methods do not use drain.
+    /// Leases on addresses that the node's methods do not use drain, and those on ports that are
+    /// not handed out any more.
     fn drop_unwanted(&mut self) {
         let mut to_drain = Vec::new();
         for (node, leases) in &self.books.held {
             let demands = self.situation.demands.get(node).map_or(&[][..], Vec::as_slice);
             for lease in leases.iter().filter(|lease| !lease.is_leaving()) {
-                let wanted =
-                    demands.iter().any(|demand| demand.frontends.contains(&lease.range.address));
-                if !wanted {
+                let address = lease.range.address;
+                let wanted = demands.iter().any(|demand| demand.frontends.contains(&address));
+                if !wanted || !self.situation.settings.has(lease.range) {
                     to_drain.push((node.clone(), lease.range));
                 }
             }
@@ -567,12 +568,13 @@ impl Step<'_> {
     /// has them as the node's still.
     fn take_back_drain(&mut self, node: &str, demand: &Demand) {
         let mut missing = self.missing(node, demand);
-        let epoch = self.next_epoch;
+        let (settings, epoch) = (self.situation.settings, self.next_epoch);
         let Some(leases) = self.books.held.get_mut(node) else { return };
         for lease in leases {
             let is_at_listener = lease.drain_until.is_some() || !lease.taken.is_empty();
             if lease.state == LeaseState::Draining
                 && !is_at_listener
+                && settings.has(lease.range)
                 && demand.frontends.contains(&lease.range.address)
                 && lease.range.ports() <= missing
             {
@@ -691,12 +693,12 @@ impl Step<'_> {
 
     /// Ports on the demand's frontends that drain or rest, listener blocks left out.
     fn underway(&self, demand: &Demand) -> (u32, u32) {
+        let whole = |range: &PortRange| self.situation.settings.whole(range.address);
         let count = |range: &PortRange| {
+            let Some(range) = whole(range).intersection(*range) else { return 0 };
             let blocks = self.listener_blocks.get(&range.address).into_iter().flatten();
-            let listeners: u32 = blocks
-                .filter_map(|block| block.intersection(*range))
-                .map(|part| part.ports())
-                .sum();
+            let listeners: u32 =
+                blocks.filter_map(|block| block.intersection(range)).map(|part| part.ports()).sum();
             range.ports() - listeners
         };
         let on_demand = |range: &PortRange| demand.frontends.contains(&range.address);

@@ -127,6 +127,11 @@ impl Settings {
         PortRange { address, start: start as u16, length: length as u16 }
     }
 
+    /// Whether all ports of a range are handed out.
+    pub fn has(&self, range: PortRange) -> bool {
+        self.whole(range.address).intersection(range) == Some(range)
+    }
+
     /// Number of ports of one address.
     pub fn ports(&self) -> u32 {
         self.whole(Ipv4Addr::UNSPECIFIED).ports()

@@ -12,11 +12,12 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::addresses;
+use crate::allocation::listener_blocks;
 use crate::decide::{Outbound, Protocol, decide_among};
 use crate::kubernetes::Node;
 use crate::lease::{
-    Books, Demand, Drained, LISTENER_WAIT_SECONDS, Lease, Millis, REST_SECONDS, Refusal, Settings,
-    Situation, settle,
+    Books, Demand, Drained, LISTENER_WAIT_SECONDS, Lease, Millis, PortRange, REST_SECONDS, Refusal,
+    Resting, Settings, Situation, settle,
 };
 use crate::members::Members;
 use crate::objects::{DEFAULT, Kind, Object, ObjectKey, Objects};
@@ -180,7 +181,9 @@ impl Step {
                     .collect();
             }
         }
-        let books = books(&self.after);
+        let mut books = books(&self.after);
+        let listeners = listeners(&self.after);
+        books.resting.extend(self.rest_listeners(before, &listeners));
         let drained: BTreeMap<String, Vec<Drained>> = self
             .after
             .node_networks
@@ -206,7 +209,7 @@ impl Step {
                 settings: &self.settings,
                 demands: &demands,
                 addresses: &live_addresses(&self.after),
-                listeners: &listeners(&self.after),
+                listeners: &listeners,
                 drained: &drained,
                 applied: &applied,
                 silent: &silent,
@@ -232,6 +235,25 @@ impl Step {
         self.write_books(before, settlement.books, &refusals);
     }
 
+    /// Ports on which nobody listens any more rest like others that had users.
+    fn rest_listeners(
+        &self,
+        before: &Objects,
+        listeners: &BTreeMap<Ipv4Addr, BTreeSet<u16>>,
+    ) -> Vec<Resting> {
+        let until = self.now.plus_seconds(REST_SECONDS);
+        let now = listener_blocks(listeners);
+        let mut gone = listener_blocks(&self::listeners(before));
+        for (address, blocks) in &mut gone {
+            let now = now.get(address).map_or(&[][..], Vec::as_slice);
+            blocks.retain(|block| !now.contains(block));
+        }
+        // Other ports are nobody's to lease.
+        let inside = |block: &PortRange| self.settings.whole(block.address).intersection(*block);
+        let blocks = gone.into_values().flatten().filter(|block| inside(block).is_some());
+        blocks.map(|range| Resting { range, until, awaits: None }).collect()
+    }
+
     fn write_books(
         &mut self,
         before: &Objects,
@@ -241,7 +263,9 @@ impl Step {
         self.after.node_networks.retain(|name, _| self.after.nodes.contains_key(name));
         for (name, network) in &mut self.after.node_networks {
             let leases = books.held.remove(name).unwrap_or_default();
-            if network.spec.leases != leases {
+            // The machine of a node that was away may still go by an order from before.
+            let is_new = !before.node_networks.contains_key(name);
+            if network.spec.leases != leases || is_new {
                 network.spec.leases = leases;
                 network.spec.epoch = books.epoch;
             }

@@ -1,109 +1,11 @@
 //! Port leases: who gets which ranges, and that no range ever belongs to two.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+mod books;
 
-use model::lease::{
-    Books, Demand, Drained, Lease, LeaseState, Millis, PortRange, Refusal, Settings, Settlement,
-    Shape, Situation, settle, table_ports,
-};
-use proptest::prelude::*;
+use std::collections::BTreeSet;
 
-const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-const B: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
-
-/// A world around [`settle`]: what it is told, and what it said last.
-struct World {
-    settings: Settings,
-    books: Books,
-    demands: BTreeMap<String, Vec<Demand>>,
-    addresses: BTreeSet<Ipv4Addr>,
-    listeners: BTreeMap<Ipv4Addr, BTreeSet<u16>>,
-    drained: BTreeMap<String, Vec<Drained>>,
-    applied: BTreeMap<String, u32>,
-    silent: BTreeSet<String>,
-    acknowledged: Option<u32>,
-    now: Millis,
-}
-
-impl World {
-    fn new() -> World {
-        World {
-            settings: Settings::default(),
-            books: Books::default(),
-            demands: BTreeMap::new(),
-            addresses: BTreeSet::from([A, B]),
-            listeners: BTreeMap::new(),
-            drained: BTreeMap::new(),
-            applied: BTreeMap::new(),
-            silent: BTreeSet::new(),
-            acknowledged: None,
-            now: Millis(1_000_000),
-        }
-    }
-
-    fn narrow(first_port: u16, last_port: u16) -> World {
-        let mut world = World::new();
-        (world.settings.first_port, world.settings.last_port) = (first_port, last_port);
-        world
-    }
-
-    fn wants(&mut self, node: &str, frontends: &[Ipv4Addr], ports: u32, shape: Shape) {
-        let demand = Demand { frontends: frontends.to_vec(), ports, shape, gives_back: false };
-        self.demands.insert(node.to_owned(), vec![demand]);
-    }
-
-    fn table(&mut self, nodes: usize) {
-        let ports = table_ports(&self.settings, nodes as u32, 1);
-        self.demands.clear();
-        for index in 0..nodes {
-            self.wants(&format!("n{index:04}"), &[A], ports, Shape::Aligned);
-        }
-    }
-
-    fn settle(&mut self) -> Settlement {
-        let settlement = settle(
-            &self.books,
-            &Situation {
-                settings: &self.settings,
-                demands: &self.demands,
-                addresses: &self.addresses,
-                listeners: &self.listeners,
-                drained: &self.drained,
-                applied: &self.applied,
-                silent: &self.silent,
-                acknowledged: self.acknowledged,
-                now: self.now,
-            },
-        );
-        self.books = settlement.books.clone();
-        settlement
-    }
-
-    fn leases(&self, node: &str) -> &[Lease] {
-        self.books.held.get(node).map_or(&[], Vec::as_slice)
-    }
-
-    fn ranges(&self, node: &str) -> Vec<(u16, u16)> {
-        self.leases(node).iter().map(|lease| (lease.range.start, lease.range.length)).collect()
-    }
-
-    fn ports(&self, node: &str, state: LeaseState) -> u32 {
-        let leases = self.leases(node).iter().filter(|lease| lease.state == state);
-        leases.map(|lease| lease.range.ports()).sum()
-    }
-
-    /// The node reports every draining lease as empty.
-    fn drain_all(&mut self, node: &str) {
-        let drained = self
-            .leases(node)
-            .iter()
-            .filter(|lease| lease.is_leaving())
-            .map(|lease| Drained { range: lease.range, epoch: lease.epoch })
-            .collect();
-        self.drained.insert(node.to_owned(), drained);
-    }
-}
+use books::{A, B, World};
+use model::lease::{Drained, Lease, LeaseState, PortRange, Refusal, Settings, Shape, table_ports};
 
 #[test]
 fn the_table_halves_at_each_tier() {
@@ -586,149 +488,172 @@ fn more_nodes_than_the_table_knows_get_32_ports_as_long_as_there_are_some() {
     assert!(settlement.refusals["n2000"].to_string().contains("2001 nodes need 64032 ports"));
 }
 
-/// Something that happens to a small cluster.
-#[derive(Debug, Clone)]
-enum Happening {
-    Join(u8, u32, bool),
-    Leave(u8),
-    Drain(u8),
-    Listen(u16),
-    Silence(u16),
-    Wait(u16),
-    Acknowledge,
-    LoseAddress(bool),
-    GainAddress(bool),
+/// Nodes that hold ports and use them, as the store says.
+fn give(world: &mut World, node: &str, leases: &[(u16, u16, u32, LeaseState)]) {
+    let lease = |(start, length, epoch, state): &(u16, u16, u32, LeaseState)| {
+        Lease::new(PortRange { address: A, start: *start, length: *length }, *epoch, *state)
+    };
+    world.books.held.insert(node.into(), leases.iter().map(lease).collect());
+    let newest = leases.iter().map(|lease| lease.2).max().unwrap_or(0);
+    world.books.epoch = world.books.epoch.max(newest);
 }
 
-fn happening() -> impl Strategy<Value = Happening> {
-    prop_oneof![
-        4 => (0..8_u8, 1..40_u32, any::<bool>()).prop_map(|(n, b, s)| Happening::Join(n, b * 8, s)),
-        2 => (0..8_u8).prop_map(Happening::Leave),
-        3 => (0..8_u8).prop_map(Happening::Drain),
-        1 => (1000..1600_u16).prop_map(Happening::Listen),
-        1 => (1000..1600_u16).prop_map(Happening::Silence),
-        2 => (1..200_u16).prop_map(Happening::Wait),
-        4 => Just(Happening::Acknowledge),
-        1 => any::<bool>().prop_map(Happening::LoseAddress),
-        1 => any::<bool>().prop_map(Happening::GainAddress),
-    ]
+#[test]
+fn a_range_that_is_wanted_again_while_it_drains_is_usable_at_once_and_never_freed_with_flows() {
+    let mut world = World::new();
+    world.acknowledged = Some(u32::MAX);
+    world.table(1);
+    world.settle();
+    world.settle();
+    let range = world.leases("n0000")[0].range;
+    world.wants("n0000", &[], 0, Shape::Aligned);
+    world.settle();
+    // Muxes are late, but they have had it as the node's all the time.
+    world.acknowledged = Some(0);
+    world.table(1);
+    world.settle();
+    assert_eq!(world.ports("n0000", LeaseState::Usable), 1024);
+    // And once more the other way: its flows are still there.
+    world.wants("n0000", &[], 0, Shape::Aligned);
+    world.settle();
+    assert_eq!(world.leases("n0000")[0].range, range);
+    assert_eq!(world.leases("n0000")[0].state, LeaseState::Draining);
+    assert!(world.books.resting.is_empty());
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_port_belongs_to_one_node_and_rests_120_seconds_between_two(
-        happenings in prop::collection::vec(happening(), 1..60),
-    ) {
-        let mut world = World::narrow(1024, 1535);
-        world.acknowledged = Some(0);
-        // Who held each port last, and when it was last seen held.
-        let mut last: BTreeMap<(Ipv4Addr, u16), (String, Millis)> = BTreeMap::new();
-        for happening in happenings {
-            match &happening {
-                Happening::Join(node, ports, aligned) => {
-                    let shape = if *aligned { Shape::Aligned } else { Shape::Runs };
-                    world.wants(&format!("n{node}"), &[A, B], *ports, shape);
-                }
-                Happening::Leave(node) => drop(world.demands.remove(&format!("n{node}"))),
-                Happening::Drain(node) => world.drain_all(&format!("n{node}")),
-                Happening::Listen(port) => {
-                    world.listeners.entry(A).or_default().insert(*port);
-                }
-                Happening::Silence(port) => {
-                    world.listeners.entry(A).or_default().remove(port);
-                }
-                Happening::Wait(seconds) => {
-                    world.now = world.now.plus_seconds(u64::from(*seconds));
-                }
-                Happening::Acknowledge => world.acknowledged = Some(world.books.epoch),
-                Happening::LoseAddress(first) => {
-                    world.addresses.remove(if *first { &A } else { &B });
-                }
-                Happening::GainAddress(first) => {
-                    world.addresses.insert(if *first { A } else { B });
-                }
-            }
-            let before = world.books.clone();
-            let settlement = world.settle();
-            prop_assert!(settlement.books.epoch >= before.epoch);
-            let mut holders: BTreeMap<(Ipv4Addr, u16), String> = BTreeMap::new();
-            for (node, leases) in &world.books.held {
-                prop_assert!(world.demands.contains_key(node));
-                let staying = leases.iter().filter(|one| !one.is_leaving());
-                prop_assert!(staying.count() <= 64 + 3);
-                for lease in leases {
-                    prop_assert_eq!(lease.range.start % 8, 0);
-                    prop_assert_eq!(lease.range.length % 8, 0);
-                    prop_assert!(lease.range.start >= 1024 && lease.range.end() <= 1536);
-                    prop_assert!(world.addresses.contains(&lease.range.address));
-                    let was_usable = before.held.get(node).into_iter().flatten().any(|old| {
-                        old.state != LeaseState::Granted
-                            && old.range.intersection(lease.range) == Some(lease.range)
-                    });
-                    if lease.state == LeaseState::Usable && !was_usable {
-                        prop_assert!(world.acknowledged >= Some(lease.epoch));
-                    }
-                    for start in lease.range.blocks() {
-                        let other = holders.insert((lease.range.address, start), node.clone());
-                        prop_assert_eq!(other, None, "{:?} after {:?}", lease, happening);
-                    }
-                }
-            }
-            for (port, node) in &holders {
-                if let Some((earlier, seen)) = last.get(port)
-                    && earlier != node
-                {
-                    prop_assert!(
-                        world.now >= seen.plus_seconds(120),
-                        "{port:?}: {earlier} then {node}"
-                    );
-                }
-            }
-            for (port, node) in holders {
-                last.insert(port, (node, world.now));
-            }
+#[test]
+fn a_grant_of_what_another_node_holds_goes_before_anybody_uses_it() {
+    use LeaseState::{Draining, Granted, Usable};
+    let mut world = World::new();
+    for node in ["n1", "n2", "n3"] {
+        world.wants(node, &[A], 1024, Shape::Aligned);
+    }
+    give(&mut world, "n1", &[(2048, 1024, 5, Usable)]);
+    give(&mut world, "n2", &[(2048, 1024, 6, Granted)]);
+    give(&mut world, "n3", &[(4096, 1024, 6, Granted), (6144, 512, 3, Draining)]);
+    let rests = PortRange { address: A, start: 4096, length: 512 };
+    world.books.resting = vec![model::lease::Resting {
+        range: rests,
+        until: world.now.plus_seconds(60),
+        awaits: None,
+    }];
+    world.settle();
+    assert_eq!(world.ranges("n1"), [(2048, 1024)]);
+    for node in ["n2", "n3"] {
+        for lease in world.leases(node) {
+            let clash = world.leases("n1")[0].range.intersection(lease.range);
+            assert_eq!(clash.or(rests.intersection(lease.range)), None, "{node} {}", lease.range);
         }
     }
+    // The half that nobody else had is used, and the rest comes from elsewhere.
+    assert!(world.leases("n3").iter().any(|lease| lease.range.start == 4608));
+    assert_eq!(world.ports("n2", Granted), 1024);
+}
 
-    #[test]
-    fn live_ports_are_never_taken_from_a_node_that_stays(
-        sizes in prop::collection::vec(1..30_usize, 2..12),
-    ) {
-        // Ports for sixteen nodes of the first line; nobody ever drains.
-        let mut world = World::narrow(1024, 1024 + 16 * 64 - 1);
-        world.settings.tiers = vec![
-            model::lease::Tier { nodes: 8, ports: 128 },
-            model::lease::Tier { nodes: 16, ports: 64 },
-            model::lease::Tier { nodes: 32, ports: 32 },
-        ];
-        for size in sizes {
-            world.table(size);
-            let before = world.books.clone();
-            world.settle();
-            world.settle();
-            for (node, leases) in &before.held {
-                if !world.demands.contains_key(node) {
-                    continue;
-                }
-                for lease in leases.iter().filter(|lease| lease.state != LeaseState::Granted) {
-                    let now: u32 = world
-                        .leases(node)
-                        .iter()
-                        .filter_map(|other| other.range.intersection(lease.range))
-                        .map(|part| part.ports())
-                        .sum();
-                    prop_assert_eq!(
-                        now,
-                        lease.range.ports(),
-                        "{} lost part of {}",
-                        node,
-                        lease.range
-                    );
-                }
-            }
-            world.now = world.now.plus_seconds(200);
-        }
+#[test]
+fn of_two_grants_of_one_range_the_older_stays() {
+    use LeaseState::{Granted, Usable};
+    let mut world = World::new();
+    for node in ["n1", "n2"] {
+        world.wants(node, &[A], 1024, Shape::Aligned);
     }
+    give(&mut world, "n1", &[(2048, 1024, 6, Granted)]);
+    give(&mut world, "n2", &[(2048, 1024, 5, Granted)]);
+    world.settle();
+    assert_eq!(world.ranges("n2"), [(2048, 1024)]);
+    assert_eq!(world.ports("n2", Usable), 1024);
+    assert!(world.leases("n1").iter().all(|lease| lease.range.start != 2048));
+}
+
+#[test]
+fn a_node_at_its_limit_of_ranges_gives_small_ones_for_larger_ones() {
+    let mut world = World::narrow(1024, 8191);
+    world.wants("n1", &[A], 1024, Shape::Aligned);
+    // 64 blocks of eight, each second one: as if these had been the only free ones.
+    let small: Vec<_> =
+        (0..64).map(|index| (1024 + index * 16, 8, 1, LeaseState::Usable)).collect();
+    give(&mut world, "n1", &small);
+    let settlement = world.settle();
+    assert!(settlement.refusals.is_empty(), "{:?}", settlement.refusals);
+    world.settle();
+    assert_eq!(world.ports("n1", LeaseState::Usable), 1024);
+    let staying = world.leases("n1").iter().filter(|lease| !lease.is_leaving()).count();
+    assert!(staying <= 64, "{staying}");
+    // 8 for 512 and 8 for 16: no more than is needed.
+    assert_eq!(world.ports("n1", LeaseState::Draining), 16);
+}
+
+#[test]
+fn what_is_squeezed_out_of_a_holding_is_aligned_and_whole_blocks() {
+    let mut world = World::narrow(1024, 3071);
+    world.wants("n1", &[A], 2048, Shape::Aligned);
+    world.settle();
+    world.settle();
+    // Not a whole number of blocks, as somebody may write it.
+    world.wants("n1", &[A], 1001, Shape::Aligned);
+    world.wants("n2", &[A], 389, Shape::Aligned);
+    world.settle();
+    for lease in world.leases("n1").iter().filter(|lease| lease.is_leaving()) {
+        let length = u32::from(lease.range.length);
+        assert!(length.is_power_of_two() && length >= 8, "{}", lease.range);
+        assert_eq!(u32::from(lease.range.start) % length, 0, "{}", lease.range);
+    }
+    assert_eq!(world.ports("n1", LeaseState::Draining), 512);
+    world.drain_all("n1");
+    world.settle();
+    world.drained.clear();
+    world.now = world.now.plus_seconds(120);
+    assert!(world.settle().refusals.is_empty());
+    assert_eq!(world.ports("n2", LeaseState::Granted), 384);
+}
+
+#[test]
+fn ports_on_demand_are_given_back_without_anybody_asking() {
+    let mut world = World::new();
+    world.wants("n1", &[A], 3072, Shape::Aligned);
+    world.settle();
+    world.settle();
+    world.wants("n1", &[A], 1024, Shape::Aligned);
+    world.settle();
+    assert_eq!(world.ports("n1", LeaseState::Draining), 0, "others are not short");
+    world.demands.get_mut("n1").unwrap()[0].gives_back = true;
+    world.settle();
+    assert_eq!(world.ports("n1", LeaseState::Draining), 2048);
+    assert_eq!(world.ports("n1", LeaseState::Usable), 1024);
+}
+
+#[test]
+fn rests_that_follow_each_other_and_end_together_are_one() {
+    let mut world = World::new();
+    world.table(1);
+    world.settle();
+    world.settle();
+    world.wants("n0000", &[B], 1024, Shape::Aligned);
+    world.settle();
+    let lease =
+        world.leases("n0000").iter().find(|lease| lease.range.address == A).unwrap().clone();
+    let block = |start| PortRange { start, length: 8, ..lease.range };
+    let drained = [0, 8, 24].map(|offset| block(lease.range.start + offset));
+    let report = |range| Drained { range, epoch: lease.epoch };
+    world.drained.insert("n0000".into(), drained.map(report).to_vec());
+    world.settle();
+    let lengths: Vec<u16> = world.books.resting.iter().map(|rest| rest.range.length).collect();
+    assert_eq!(lengths, [16, 8]);
+}
+
+#[test]
+fn ports_that_are_not_handed_out_any_more_drain_and_nobody_waits_for_them() {
+    let mut world = World::new();
+    world.wants("n1", &[A], 512, Shape::Aligned);
+    world.settle();
+    world.settle();
+    (world.settings.first_port, world.settings.last_port) = (1024, 2047);
+    world.settle();
+    assert_eq!(world.ports("n1", LeaseState::Draining), 512);
+    world.settle();
+    assert_eq!(world.ports("n1", LeaseState::Usable), 512);
+    world.wants("n1", &[A], 256, Shape::Aligned);
+    world.wants("n2", &[A], 768, Shape::Aligned);
+    let refusal = world.settle().refusals.remove("n2").unwrap();
+    assert!(matches!(refusal, Refusal::Waiting { draining: 256, resting: 0, .. }), "{refusal}");
 }

@@ -353,3 +353,83 @@ fn what_an_agent_runs_follows_the_objects() {
     assert_eq!(tables.policies[&2].blocks[0].count, 128);
     assert_eq!(tables.epoch, cluster.objects.node_networks["n1"].spec.epoch);
 }
+
+#[test]
+fn a_node_that_comes_back_is_told_that_its_ranges_are_gone() {
+    let mut cluster = Cluster::new(json!({"sku": "Standard"}), 2);
+    cluster.settle();
+    let before = agent_tables(&cluster.objects, "n1", &Default::default()).unwrap();
+    assert!(!before.blocks.is_empty());
+    cluster.remove(Kind::Node, "n1");
+    cluster.settle();
+    // Back without any ports: its traffic goes elsewhere now.
+    cluster.own(
+        "RouteTable",
+        "rt",
+        json!({"properties": {"routes": [{"name": "default", "properties": {
+            "addressPrefix": "0.0.0.0/0", "nextHopType": "VirtualAppliance"}}]}}),
+    );
+    cluster.node(1);
+    cluster.settle();
+    let after = agent_tables(&cluster.objects, "n1", &before);
+    assert!(after.unwrap().blocks.is_empty());
+}
+
+#[test]
+fn ports_that_a_listener_leaves_rest_before_a_node_gets_them() {
+    let mut cluster = Cluster::new(json!({"sku": "Basic"}), 1);
+    let network = cluster.objects.cluster_networks.get_mut("default").unwrap();
+    let annotations = &mut network.metadata.annotations;
+    annotations.insert("deguchi.io/snat-ports".into(), "1024-2047".into());
+    let ports = |second: u16| {
+        json!({"ports": [{"name": "a", "port": 80, "nodePort": 30_080},
+                         {"name": "b", "port": second, "nodePort": 30_081}]})
+    };
+    service(&mut cluster, "a", ports(1500));
+    cluster.settle();
+    let a = external_ip(&cluster, "a");
+    assert_eq!(usable_ports(&cluster, 1, a), 1016);
+    cluster.objects.services.clear();
+    service(&mut cluster, "a", ports(81));
+    cluster.settle();
+    cluster.wait(119);
+    cluster.settle();
+    assert_eq!(usable_ports(&cluster, 1, a), 1016);
+    cluster.wait(1);
+    cluster.settle();
+    assert_eq!(usable_ports(&cluster, 1, a), 1024);
+}
+
+#[test]
+fn a_port_that_a_service_takes_is_told_with_the_wait_and_the_address() {
+    let mut cluster = Cluster::new(json!({"sku": "Basic"}), 1);
+    service(&mut cluster, "a", json!({}));
+    cluster.settle();
+    let a = external_ip(&cluster, "a");
+    let lease = cluster.objects.node_networks["n1"].spec.leases.iter();
+    let first = lease.filter(|lease| lease.range.address == a).map(|lease| lease.range.start).min();
+    let port = first.unwrap() + 3;
+    cluster.objects.services.clear();
+    service(
+        &mut cluster,
+        "a",
+        json!({"ports": [{"name": "a", "port": 80, "nodePort": 30_080},
+                         {"name": "b", "port": port, "nodePort": 30_081}]}),
+    );
+    cluster.settle();
+    cluster.wait(60);
+    cluster.objects.node_networks.get_mut("n1").unwrap().status.heartbeat = cluster.now;
+    let events: Vec<String> = cluster
+        .settle()
+        .into_iter()
+        .filter_map(|write| match write {
+            Write::Event(event) => Some(format!("{}: {}", event.reason, event.message)),
+            _ => None,
+        })
+        .collect();
+    let told = format!(
+        "PortTakenForListener: flows that leave by {a}:{port} end: a Service listens there, and \
+         has waited 60 s"
+    );
+    assert_eq!(events, [told]);
+}

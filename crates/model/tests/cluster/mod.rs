@@ -3,10 +3,12 @@
 
 use std::net::Ipv4Addr;
 
+use datapath::tables::owner;
 use model::decide::{Outbound, Protocol, decide};
 use model::lease::{Millis, Settings};
 use model::objects::{Object, ObjectKey, Objects};
 use model::reconcile::{Write, apply, reconcile};
+use model::tables::MuxTables;
 use serde_json::{Value, json};
 
 /// A cluster that is being looked at.
@@ -185,4 +187,13 @@ pub fn outbound_rule(frontends: &[&str], protocol: &str, ports: u32) -> Value {
         "protocol": protocol, "allocatedOutboundPorts": ports,
         "idleTimeoutInMinutes": 30, "enableTcpReset": true,
     }})
+}
+
+/// The node that a mux sends a TCP packet to a port of a public address to, other than by a rule.
+pub fn mux_target(tables: &MuxTables, vip: [u8; 4], port: u16) -> Option<[u8; 4]> {
+    let index = match tables.owner(vip, port) {
+        owner::NONE | owner::RULES => return None,
+        index => u32::from(index),
+    };
+    tables.nodes.get(&index).map(|node| node.address)
 }
