@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use ::node::exhaustion::{self, Refusals};
+use ::node::answer::{self, Answerable, Refusals};
 use ::node::stop::Stop;
 use anyhow::{Context, Result, ensure};
 use aya::programs::LinkOrder;
@@ -64,7 +64,8 @@ pub fn run(machine: &Machine) -> Result<()> {
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         node.agent.classifier("egress")?.attach_with_options("n1", TcAttachType::Egress, order)?;
         let own = Ipv4Addr::from(worlds::NODE);
-        Ok(exhaustion::start(ring, own, Refusals::default(), stop.clone())?)
+        let (refusals, answerable) = (Refusals::default(), Answerable::default());
+        Ok(answer::start(ring, own, refusals, answerable, stop.clone())?)
     })?;
     let mut waits = namespace::within(&hosts.of("pod"), connections)?;
     let flood = flood(&mut node)?;
@@ -148,7 +149,7 @@ fn flood(node: &mut Node) -> Result<Flood> {
     let plan = |first| traffic.plan(first, 1 << 16, 1);
     node.open(plan(0), PORTS)?;
     let before = node.counts()?;
-    let thread = thread_time_of("exhaustion")?;
+    let thread = thread_time_of("answers")?;
     let (mut program, mut next) = (0.0, PORTS);
     let start = Instant::now();
     let bursts = BURSTS * FLOOD_FOR.as_secs() as u32;
@@ -163,7 +164,7 @@ fn flood(node: &mut Node) -> Result<Flood> {
     let took = start.elapsed().as_secs_f64();
     // What is still in the ring belongs to it.
     sleep(Duration::from_millis(300));
-    let agent = (thread_time_of("exhaustion")? - thread) as f64;
+    let agent = (thread_time_of("answers")? - thread) as f64;
     let [_, _, refused] = node.counts_since(before)?;
     ensure!(refused == u64::from(next - PORTS), "{refused} were refused");
     let per_second = refused as f64 / took;
