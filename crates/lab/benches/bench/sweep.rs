@@ -175,6 +175,7 @@ fn descriptor(map: &Map) -> Result<i32> {
     let data = match map {
         Map::Array(data)
         | Map::HashMap(data)
+        | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::LpmTrie(data)
         | Map::RingBuf(data) => data,
