@@ -121,9 +121,9 @@ struct Programs {
 
 impl Programs {
     fn attach(hosts: &Hosts) -> Result<Programs> {
-        let mut stub = Object::load(node::load::BENCH_OBJECT)?;
-        let mut mux = worlds::mux_of_one(node::load::MUX_OBJECT)?;
-        let mut agent = Object::load(node::load::AGENT_OBJECT)?;
+        let mut stub = Object::load(::node::load::BENCH_OBJECT)?;
+        let mut mux = worlds::mux_of_one(::node::load::MUX_OBJECT)?;
+        let mut agent = Object::load(::node::load::AGENT_OBJECT)?;
         worlds::fill_agent(&mut agent, VIP, (POD.octets(), 24))?;
         attach_xdp(hosts, "router", "mux", &mut stub, "xdp_empty")?;
         attach_xdp(hosts, "mux", "m0", &mut mux, "mux")?;

@@ -1,16 +1,20 @@
 //! `make bench`: what the programs cost, beside what others cost in the same minute.
 //!
-//! `micro` measures single programs, `router` a forwarding path beside nftables', `bulk` a download
-//! through mux and node. Arguments choose among them; none means all. Nothing here fails for being
-//! slow.
+//! `micro` measures single programs, `occupancy` new flows as ports run out, `refusals` what follows
+//! when none is left, `sweep` the agent's way through its flow table, `router` a forwarding path
+//! beside nftables', `bulk` a download through mux and node. Arguments choose among them; none means
+//! all. Nothing here fails for being slow.
 
 mod bulk;
 mod hosts;
 mod measure;
 mod micro;
+mod node;
+mod occupancy;
 #[path = "../../../ebpf/src/plan.rs"]
 mod plan;
 mod programs;
+mod refusals;
 mod report;
 mod router;
 mod sweep;
@@ -27,8 +31,14 @@ use crate::measure::Machine;
 type Bench = fn(&Machine) -> Result<()>;
 
 /// The benches by name.
-const BENCHES: [(&str, Bench); 4] =
-    [("micro", micro::run), ("router", router::run), ("bulk", bulk::run), ("sweep", sweep::run)];
+const BENCHES: [(&str, Bench); 6] = [
+    ("micro", micro::run),
+    ("occupancy", occupancy::run),
+    ("refusals", refusals::run),
+    ("sweep", sweep::run),
+    ("router", router::run),
+    ("bulk", bulk::run),
+];
 
 fn main() -> ExitCode {
     match run() {

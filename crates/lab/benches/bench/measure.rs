@@ -141,7 +141,7 @@ impl Machine {
         let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
         Ok(Machine {
             time,
-            kernel: node::load::kernel_release(),
+            kernel: ::node::load::kernel_release(),
             cpu,
             cpus: cpus(),
             load: fs::read_to_string("/proc/loadavg")?.trim().to_owned(),

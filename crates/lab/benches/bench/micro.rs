@@ -4,9 +4,9 @@
 //! test, so that every run sees a fresh packet: repeating a program on its own output would
 //! measure another path. What the driver with an empty program costs is taken off.
 
+use ::node::raw::{self, Raw};
 use anyhow::{Result, ensure};
 use datapath::{Drop, Event, Pass};
-use node::raw::{self, Raw};
 use serde::Serialize;
 
 use crate::measure::{Machine, Spread, paired, spread, thread_time};
@@ -174,13 +174,13 @@ struct Rig {
 impl Rig {
     fn new(flows: u32) -> Result<Rig> {
         let rows = worlds::rows(flows);
-        let mut bench = Object::load_sized(node::load::BENCH_OBJECT, &[("bare_flows", rows)])?;
+        let mut bench = Object::load_sized(::node::load::BENCH_OBJECT, &[("bare_flows", rows)])?;
         worlds::fill_bare(&mut bench, flows)?;
         Ok(Rig {
             flows,
             bench,
-            agent: worlds::agent(node::load::AGENT_OBJECT, flows)?,
-            mux: worlds::mux(node::load::MUX_OBJECT)?,
+            agent: worlds::agent(::node::load::AGENT_OBJECT, flows)?,
+            mux: worlds::mux(::node::load::MUX_OBJECT)?,
             gross: Default::default(),
             net: Default::default(),
         })

@@ -3,13 +3,13 @@
 
 use std::mem::size_of;
 
+use ::node::raw::Raw;
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, lpm_trie};
 use aya::programs::{Program, ProgramFd, SchedClassifier, TestRun, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod, TestRunAttrs, TestRunOptions, TestRunResult};
 use datapath::count::COUNTERS;
 use datapath::tables::{Flow, FlowKey};
-use node::raw::Raw;
 use serde::Serialize;
 
 use crate::plan::{Plan, Sink, WRAPPED};

@@ -304,7 +304,7 @@ impl Rules {
         let mut rules = Rules { mode, _agent: None };
         if mode.is_ours() {
             let sizes = [("flows", worlds::rows(flows))];
-            let mut agent = Object::load_sized(node::load::AGENT_OBJECT, &sizes)?;
+            let mut agent = Object::load_sized(::node::load::AGENT_OBJECT, &sizes)?;
             worlds::fill_agent(&mut agent, VIP, (CLIENTS, 16))?;
             let order = TcAttachOptions::TcxOrder(LinkOrder::default());
             agent.classifier("egress")?.attach_with_options("r1", TcAttachType::Egress, order)?;
@@ -358,7 +358,7 @@ pub fn run(machine: &Machine) -> Result<()> {
     measure::pin(cpu)?;
     let _limit = ConntrackMax::raise()?;
     let hosts = hosts()?;
-    let mut bench = Object::load(node::load::BENCH_OBJECT)?;
+    let mut bench = Object::load(::node::load::BENCH_OBJECT)?;
     namespace::within(&hosts.of("server"), || {
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         bench.classifier("tc_sink")?.attach_with_options("s0", TcAttachType::Ingress, order)?;

@@ -8,17 +8,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::thread::sleep;
 use std::time::Instant;
 
+use ::node::agent::{PASS_EVERY, TURN};
+use ::node::sweep::{Holding, Sweep};
 use anyhow::{Context, Result, ensure};
 use aya::maps::Map;
 use datapath::limits::FLOW_ENTRIES_DEFAULT;
-use datapath::{Drop as Refused, Event};
-use node::agent::{PASS_EVERY, TURN};
-use node::load::{self, Loaded};
-use node::pins::{Pins, Role};
-use node::sweep::{Holding, Sweep};
 use serde::Serialize;
 
 use crate::measure::{Machine, Spread, spread, thread_time};
+use crate::node::Node;
+use crate::plan::Plan;
 use crate::programs::Object;
 use crate::report::{self, Table, Target, one, three};
 use crate::traffic::Traffic;
@@ -32,55 +31,6 @@ const MILLION: u32 = 1 << 20;
 const OVER_PERCENT: u32 = 10;
 /// Passes over a table in which all flows live.
 const PASSES: usize = 3;
-
-/// A node's tables with flows in them.
-struct World {
-    pins: Pins,
-    agent: Object,
-    _lock: node::pins::PinsLock,
-}
-
-impl World {
-    fn new(name: &str, rows: u32) -> Result<World> {
-        let scope = format!("bench-{}", std::process::id());
-        let pins = Pins::new(&scope, name, Role::Agent);
-        let loaded = load::load(pins, Role::Agent, &[("flows", rows)])?;
-        let Loaded { ebpf, pins, lock, .. } = loaded;
-        let mut world = World { pins, agent: Object { ebpf }, _lock: lock };
-        worlds::fill_agent(&mut world.agent, worlds::VIP, worlds::POD_RANGE)?;
-        Ok(world)
-    }
-
-    /// Opens flows as their first packets do.
-    fn open(&mut self, bench: &mut Object, traffic: &Traffic, count: u32) -> Result<()> {
-        let plan = traffic.plan(0, count.next_power_of_two(), STEP);
-        bench.aim("tc_target", &self.agent.descriptor("egress")?)?;
-        bench.set_plan(plan)?;
-        let before = self.agent.counters()?;
-        bench.run("tc_drive", &plan.frame[..plan.length as usize], count)?;
-        let after = self.agent.counters()?;
-        let opened = |rows: &[u64]| rows[Event::FlowOut.counter() as usize];
-        ensure!(
-            opened(&after) - opened(&before) == u64::from(count),
-            "{} of {count} flows were opened, {} found no room",
-            opened(&after) - opened(&before),
-            after[Refused::FlowTableFull.counter() as usize],
-        );
-        Ok(())
-    }
-
-    fn sweep(&self) -> Result<Sweep> {
-        Ok(Sweep::open(&self.pins)?)
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if let Err(error) = self.pins.remove() {
-            eprintln!("bench: {error}");
-        }
-    }
-}
 
 /// What passes over one table cost.
 #[derive(Serialize)]
@@ -121,27 +71,23 @@ struct Results {
 
 /// Measures, prints and writes.
 pub fn run(machine: &Machine) -> Result<()> {
-    let mut bench = Object::load(load::BENCH_OBJECT)?;
     // Its flows grow old meanwhile.
-    let mut old = World::new("old", worlds::rows(MILLION))?;
+    let mut old = Node::new("old", 2 * MILLION)?;
     let over = MILLION / 100 * OVER_PERCENT;
     worlds::add_hasty_pods(&mut old.agent)?;
-    old.open(&mut bench, &worlds::hasty(), over)?;
+    old.open(plan(&worlds::hasty(), over), over)?;
     let opened = Instant::now();
-    old.open(&mut bench, &worlds::datagrams(), MILLION - over)?;
+    old.open(plan(&worlds::datagrams(), MILLION - over), MILLION - over)?;
     let mut passes = Vec::new();
-    let mut world = World::new("default", FLOW_ENTRIES_DEFAULT)?;
-    let memory = tables(&world.agent)?;
-    // A table of exactly so many rows may be full a little early: the kernel keeps some free rows
-    // for each CPU.
-    let flows = DEFAULT - DEFAULT / 64;
-    world.open(&mut bench, &worlds::datagrams(), flows)?;
-    passes.push(measure(&world, flows, PASSES)?);
-    drop(world);
-    let mut world = World::new("million", worlds::rows(MILLION))?;
-    world.open(&mut bench, &worlds::datagrams(), MILLION)?;
-    passes.push(measure(&world, MILLION, PASSES)?);
-    drop(world);
+    let mut memory = Vec::new();
+    for (name, flows) in [("default", DEFAULT), ("million", MILLION)] {
+        let mut node = Node::new(name, 2 * flows)?;
+        if flows == DEFAULT {
+            memory = tables(&node.agent)?;
+        }
+        node.open(plan(&worlds::datagrams(), flows), flows)?;
+        passes.push(measure(&node, flows, PASSES)?);
+    }
     sleep(worlds::OVER_AFTER.saturating_sub(opened.elapsed()));
     let result = measure(&old, MILLION, 1)?;
     ensure!(result.over == u64::from(over), "{} of {over} flows were removed", result.over);
@@ -159,10 +105,14 @@ pub fn run(machine: &Machine) -> Result<()> {
     report::write("sweep", machine, &results)
 }
 
-fn measure(world: &World, flows: u32, passes: usize) -> Result<PassResult> {
+fn plan(traffic: &Traffic, flows: u32) -> Plan {
+    traffic.plan(0, flows.next_power_of_two(), STEP)
+}
+
+fn measure(node: &Node, flows: u32, passes: usize) -> Result<PassResult> {
     let holding: Holding = worlds::holding();
     let settings = worlds::settings();
-    let mut sweep = world.sweep()?;
+    let mut sweep = Sweep::open(&node.pins)?;
     let mut steps = Vec::new();
     let mut removed = 0;
     for _ in 0..passes {
@@ -225,6 +175,7 @@ fn descriptor(map: &Map) -> Result<i32> {
     let data = match map {
         Map::Array(data)
         | Map::HashMap(data)
+        | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::LpmTrie(data)
         | Map::RingBuf(data) => data,

@@ -3,14 +3,14 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use ::node::raw::Raw;
+use ::node::sweep::Holding;
 use anyhow::{Result, ensure};
 use datapath::limits::{BLOCKS_MAX, FLOW_ENTRIES_DEFAULT, GUE_PORT, SNAT_PORT_MIN};
 use datapath::tables::{
     AgentSettings, Block, Flow, FlowKey, FlowKind, MuxSettings, Node, Owners, Policy, Rule,
     RuleKey, Segment, Side, Source, Ticks, Timers, Translation, Vip, block_flag, mark, owner,
 };
-use node::raw::Raw;
-use node::sweep::Holding;
 
 use crate::measure::Random;
 use crate::plan::Field;
@@ -72,6 +72,22 @@ pub fn outbound_wide(flags: u8) -> Traffic {
 }
 
 const WIDE_SERVER_PORT: Field = counted(SERVER_PORT, 16, 31);
+
+/// What pods send to so many servers (a power of two), one after another, and to no others.
+/// Number `second` gives the pods whose policy is the second one, and their own server.
+pub fn to_servers(servers: u32, second: bool) -> Traffic {
+    let shift = servers.trailing_zeros();
+    let mut traffic = outbound(crate::traffic::SYN);
+    let pod = if second { OTHER_POD } else { POD };
+    let server = [198, 19, u8::from(second), 0];
+    traffic.fields = [
+        counted(number(pod), shift, PODS - 1),
+        counted(number(server), 0, servers - 1),
+        counted(POD_PORT, shift + PODS.trailing_zeros(), 0x3fff),
+        fixed(SERVER_PORT),
+    ];
+    traffic
+}
 
 /// The replies to the first [`FLOWS_MAX`] flows of [`outbound_wide`], as a mux sends them.
 pub fn replies(flags: u8) -> Traffic {
@@ -182,14 +198,14 @@ pub fn datagrams() -> Traffic {
 /// Datagrams of pods whose flows are over soon.
 pub fn hasty() -> Traffic {
     let mut traffic = datagrams();
-    traffic.fields[0].base = number(HASTY_POD);
+    traffic.fields[0].base = number(OTHER_POD);
     // Servers of their own: a port whose flow is over is given to the next one.
     traffic.fields[1].base = number([198, 19, 0, 0]);
     traffic
 }
 
-/// The first of these pods.
-const HASTY_POD: Address = [10, 244, 1, 1];
+/// The first pod of those that the second policy is for.
+const OTHER_POD: Address = [10, 244, 1, 1];
 /// How long their flows may be idle.
 const HASTE: Ticks = Ticks::from_seconds(1);
 /// When they are over: whether a flow is, is not asked any earlier.
@@ -200,7 +216,12 @@ pub fn add_hasty_pods(agent: &mut Object) -> Result<()> {
     let idle = HASTE.0;
     let policy = Policy { idle_tcp: idle, idle_udp: idle, idle_icmp: idle, ..policy() };
     agent.set("policies", 1, Raw(policy))?;
-    agent.insert_prefix("sources", 24, HASTY_POD, Raw(Source { tcp: 1, udp: 1, icmp: 1, other: 1 }))
+    add_other_pods(agent)
+}
+
+/// Adds pods that the second policy is for.
+pub fn add_other_pods(agent: &mut Object) -> Result<()> {
+    agent.insert_prefix("sources", 24, OTHER_POD, Raw(Source { tcp: 1, udp: 1, icmp: 1, other: 1 }))
 }
 
 /// What the node holds: all ports of the VIP.
@@ -209,7 +230,8 @@ pub fn holding() -> Holding {
     Holding { blocks, ..Holding::default() }
 }
 
-fn policy() -> Policy {
+/// A policy that draws from all ports of the VIP.
+pub fn policy() -> Policy {
     let mut policy = Policy {
         translation: Translation::Ports as u8,
         segments: 1,
