@@ -1,30 +1,19 @@
 //! What leaves the cluster, held against `explain` and against the wire. Needs root.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::AsRawFd;
+use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use ::lab::capture::{Capture, sources};
 use ::lab::client::{self, Connection};
 use ::lab::host::{Host, INTERNET};
 use ::lab::namespace;
-use etherparse::PacketBuilder;
-use lab::{TestLab, deguchi, done, eventually, pod, server, service};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto,
-    setsockopt, socket, sockopt::ReceiveTimeout,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use lab::wire::{self, ICMP, TCP, UDP};
+use lab::{TestLab, deguchi, done, eventually, pod, raise_descriptors, server, service};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 mod lab;
-
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 #[test]
 fn explain_holds_against_the_wire_through_services_in_any_order() {
@@ -62,7 +51,10 @@ fn udp_and_icmp_leave_as_explain_says_and_their_answers_come_back() {
         let seen = client::seen_by_udp(&lab.place(), from, to.into()).unwrap();
         assert_eq!(seen.ip().to_string(), explained(&lab, from, to, "udp"));
         let capture = Capture::start(&lab.place(), Host::Internet).unwrap();
-        namespace::within(&lab.place().namespace(from), || echo(*to.ip())).unwrap();
+        let is_answered = namespace::within(&lab.place().namespace(from), || {
+            wire::echo(&wire::icmp_socket(Duration::from_secs(3))?, *to.ip(), 77, b"hello")
+        });
+        assert!(is_answered.unwrap(), "no echo to {from}");
         let target = SocketAddrV4::new(*to.ip(), 0);
         let wire = sources(&capture.finish().unwrap(), ICMP, target);
         let wire: Vec<String> = wire.iter().map(ToString::to_string).collect();
@@ -92,22 +84,18 @@ fn no_packet_that_a_pod_forges_leaves_its_node() {
     done(&lab.exec("node1", &["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0"]));
     let captures =
         [Host::Internet, Host::Node(2)].map(|host| Capture::start(&lab.place(), host).unwrap());
-    let (mux, node2) = (Host::Mux(1).address(), Host::Node(2).address());
     let gue = datapath::limits::GUE_PORT;
-    let pod1 = pod(1, 1).address();
-    let inner = udp(*server(80).ip(), own, 80, 65_000, b"answer");
-    namespace::within(&lab.place().namespace(pod(1, 1)), || {
-        for packet in [
-            udp(own, *server(80).ip(), 65_000, 4242, b"as a public address"),
-            udp(mux, *server(80).ip(), 65_000, 4242, b"as a mux"),
-            udp(pod1, node2, 65_000, gue, &inner),
-            udp(mux, node2, 65_000, gue, &inner),
-        ] {
-            send(&packet)?;
-        }
-        Ok(())
-    })
-    .unwrap();
+    let from = |address| SocketAddrV4::new(address, 65_000);
+    let [own, mux, pod1] = [own, Host::Mux(1).address(), pod(1, 1).address()].map(from);
+    let node2 = SocketAddrV4::new(Host::Node(2).address(), gue);
+    let inner = wire::udp(server(80), own, b"answer");
+    let forged = [
+        wire::udp(own, server(4242), b"as a public address"),
+        wire::udp(mux, server(4242), b"as a mux"),
+        wire::udp(pod1, node2, &inner),
+        wire::udp(mux, node2, &inner),
+    ];
+    namespace::within(&lab.place().namespace(pod(1, 1)), || wire::send(&forged)).unwrap();
     // What is in order still leaves, after the forged.
     client::seen(&lab.place(), pod(1, 1), server(80).into()).unwrap();
     let [internet, node] = captures.map(|capture| capture.finish().unwrap());
@@ -134,18 +122,17 @@ fn garbage_from_the_internet_harms_nobody() {
     let seed = 11;
     eprintln!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    namespace::within(&lab.place().namespace(Host::Internet), || {
-        for _ in 0..3000 {
+    let garbage: Vec<Vec<u8>> = (0..3000)
+        .map(|_| {
             let payload: Vec<u8> =
                 (0..random.random_range(0..80)).map(|_| random.random()).collect();
             // Two bits of entropy for what is likeliest to be taken for something.
             let protocol = [TCP, UDP, ICMP, random.random()][random.random_range(0..4)];
             let fragment = [0, 0, 0, random.random()][random.random_range(0..4)];
-            send(&ip(INTERNET[1], *frontend.ip(), protocol, fragment, &payload))?;
-        }
-        Ok(())
-    })
-    .unwrap();
+            wire::ip(INTERNET[1], *frontend.ip(), protocol, fragment, &payload)
+        })
+        .collect();
+    namespace::within(&lab.place().namespace(Host::Internet), || wire::send(&garbage)).unwrap();
     assert_eq!((inbound.ask().unwrap(), outbound.ask().unwrap()), before);
     for packets in captures.map(|capture| capture.finish().unwrap()) {
         let stray: Vec<_> = packets
@@ -165,8 +152,7 @@ fn who_finds_no_port_is_told_at_once_and_other_destinations_go_on() {
     let to = server(80);
     let ports = lab.explain("pod1-1", to)["portsUsable"].as_u64().unwrap();
     assert_eq!(ports, 1024);
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    raise_descriptors();
     let (open, refused) = namespace::within(&lab.place().namespace(pod(1, 1)), || {
         let mut open = Vec::new();
         // One at a time: the refusal is of a connection alone.
@@ -195,53 +181,4 @@ fn explained(lab: &TestLab, from: Host, to: SocketAddrV4, protocol: &str) -> Str
         ["explain", "--name", lab.name(), &from, "--to", &to, "--protocol", protocol, "-o", "json"];
     let answer: serde_json::Value = serde_json::from_str(&done(&deguchi(&arguments))).unwrap();
     answer["address"].as_str().unwrap().to_owned()
-}
-
-fn udp(from: Ipv4Addr, to: Ipv4Addr, from_port: u16, to_port: u16, payload: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ipv4(from.octets(), to.octets(), 64).udp(from_port, to_port);
-    let mut packet = Vec::new();
-    builder.write(&mut packet, payload).unwrap();
-    packet
-}
-
-/// An IPv4 packet of any protocol; the kernel fills in its length and checksum.
-fn ip(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x45, 0, 0, 0, 0, 1];
-    packet.extend((fragment & 0x3fff).to_be_bytes());
-    packet.extend([64, protocol, 0, 0]);
-    packet.extend(from.octets());
-    packet.extend(to.octets());
-    packet.extend(payload);
-    packet
-}
-
-fn send(packet: &[u8]) -> anyhow::Result<()> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Raw)?;
-    let to = Ipv4Addr::from(<[u8; 4]>::try_from(&packet[16..20])?);
-    let to = SockaddrIn::from(SocketAddrV4::new(to, 0));
-    sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty())?;
-    Ok(())
-}
-
-/// One ICMP echo, which must be answered.
-fn echo(to: Ipv4Addr) -> anyhow::Result<()> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Icmp)?;
-    setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(3))?;
-    let id = u16::try_from(std::process::id() % 0xffff)?;
-    let mut request = Vec::new();
-    let header = etherparse::IcmpEchoHeader { id, seq: 1 };
-    let request_type = etherparse::Icmpv4Type::EchoRequest(header);
-    etherparse::Icmpv4Header::with_checksum(request_type, b"hello").write(&mut request)?;
-    request.extend(b"hello");
-    let target = SockaddrIn::from(SocketAddrV4::new(to, 0));
-    sendto(socket.as_raw_fd(), &request, &target, MsgFlags::empty())?;
-    let mut buffer = [0; 128];
-    let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-    let answer = buffer.get(20..length).unwrap_or_default();
-    anyhow::ensure!(answer.first() == Some(&0), "not an echo reply: {answer:?}");
-    anyhow::ensure!(answer.get(4..6) == Some(&id.to_be_bytes()[..]), "another id: {answer:?}");
-    anyhow::ensure!(answer.ends_with(b"hello"), "another content: {answer:?}");
-    Ok(())
 }

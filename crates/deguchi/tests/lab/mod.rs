@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use lab::host::Host;
 use lab::place::Place;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
+
+pub mod wire;
 
 /// The binary.
 pub const DEGUCHI: &str = env!("CARGO_BIN_EXE_deguchi");
@@ -160,6 +163,12 @@ pub fn eventually<T: std::fmt::Debug>(
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
+}
+
+/// Thousands of connections are as many descriptors, and shells allow few.
+pub fn raise_descriptors() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
 }
 
 /// Whether a file is there.
