@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use lab::host::Host;
 use lab::place::Place;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use node::inspect::{AgentView, MuxView};
 use serde_json::Value;
 
 pub mod wire;
@@ -112,6 +113,17 @@ impl TestLab {
         let to = to.to_string();
         let output = deguchi(&["explain", "--name", &self.name, pod, "--to", &to, "-o", "json"]);
         serde_json::from_str(&done(&output)).unwrap()
+    }
+
+    /// A counter of a node or a mux.
+    pub fn counter(&self, host: &str, name: &str) -> u64 {
+        let counters = match host.starts_with("mux") {
+            true => MuxView::open(&self.name, host).unwrap().counters().unwrap(),
+            false => AgentView::open(&self.name, host).unwrap().counters().unwrap(),
+        };
+        let mut found = counters.iter().filter(|((_, other), _)| *other == name);
+        let ((_, _), count) = found.next().unwrap_or_else(|| panic!("no counter {name}"));
+        *count
     }
 
     /// The record of one of its processes.

@@ -50,7 +50,7 @@ pub fn icmp(from: Ipv4Addr, to: Ipv4Addr, head: [u8; 8], payload: &[u8]) -> Vec<
     let mut message = head.to_vec();
     message[2..4].fill(0);
     message.extend(payload);
-    let sum = !fold(words(&message));
+    let sum = sum(&message);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     ip(from, to, ICMP, 0, &message)
 }
@@ -59,7 +59,8 @@ pub fn icmp(from: Ipv4Addr, to: Ipv4Addr, head: [u8; 8], payload: &[u8]) -> Vec<
 pub fn icmp_error(from: Ipv4Addr, kind: [u8; 2], mtu: u16, original: &[u8]) -> Vec<u8> {
     let to = source_of(original);
     let [high, low] = mtu.to_be_bytes();
-    icmp(from, to, [kind[0], kind[1], 0, 0, 0, 0, high, low], &original[..28])
+    let inside = usize::from(original[0] & 0xf) * 4 + 8;
+    icmp(from, to, [kind[0], kind[1], 0, 0, 0, 0, high, low], &original[..inside])
 }
 
 /// An IPv4 packet of any protocol; `fragment` are its flags and its offset.
@@ -72,7 +73,7 @@ pub fn ip(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, fragment: u16, payload: &[
     packet.extend([64, protocol, 0, 0]);
     packet.extend(from.octets());
     packet.extend(to.octets());
-    let sum = !fold(words(&packet));
+    let sum = sum(&packet);
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet.extend(payload);
     packet
@@ -126,13 +127,10 @@ pub fn icmp_socket(patience: Duration) -> Result<OwnedFd> {
 
 /// One ICMP echo with an identifier of one's own; its answer, or nothing within the socket's time.
 pub fn echo(socket: &OwnedFd, to: Ipv4Addr, id: u16, payload: &[u8]) -> Result<bool> {
-    let [high, low] = id.to_be_bytes();
-    let mut request = vec![8, 0, 0, 0, high, low, 0, 1];
-    request.extend(payload);
-    let sum = !fold(words(&request));
-    request[2..4].copy_from_slice(&sum.to_be_bytes());
+    let request = icmp(Ipv4Addr::UNSPECIFIED, to, echo_head(id), payload);
+    let request = behind_ip(&request);
     let target = SockaddrIn::from(SocketAddrV4::new(to, 0));
-    sendto(socket.as_raw_fd(), &request, &target, MsgFlags::empty())?;
+    sendto(socket.as_raw_fd(), request, &target, MsgFlags::empty())?;
     let mut buffer = [0; 2048];
     // BOUND: the socket's time-out; others' messages are few.
     loop {
@@ -149,16 +147,28 @@ pub fn echo(socket: &OwnedFd, to: Ipv4Addr, id: u16, payload: &[u8]) -> Result<b
     }
 }
 
-/// The next ICMP error that arrives at a socket for ICMP messages: the whole packet.
-pub fn error_about(socket: &OwnedFd) -> Result<Vec<u8>> {
+/// The next packet that arrives at a socket for ICMP messages.
+pub fn icmp_message(socket: &OwnedFd) -> Result<Vec<u8>> {
     let mut buffer = [0; 2048];
+    let length =
+        recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).context("no ICMP message came")?;
+    Ok(buffer[..length].to_vec())
+}
+
+/// The next ICMP error among them.
+pub fn error_about(socket: &OwnedFd) -> Result<Vec<u8>> {
     loop {
-        let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())
-            .context("no ICMP error came")?;
-        if [3, 11, 12].contains(&behind_ip(&buffer)[0]) {
-            return Ok(buffer[..length].to_vec());
+        let packet = icmp_message(socket)?;
+        if [3, 11, 12].contains(&behind_ip(&packet)[0]) {
+            return Ok(packet);
         }
     }
+}
+
+/// The first eight bytes of an echo request.
+pub fn echo_head(id: u16) -> [u8; 8] {
+    let [high, low] = id.to_be_bytes();
+    [8, 0, 0, 0, high, low, 0, 1]
 }
 
 /// What came back in place of an answer: the error that a call gave, and the ICMP message behind
@@ -171,11 +181,20 @@ pub struct Told {
     pub mtu: u32,
 }
 
-/// A UDP socket that is told of ICMP errors, connected from `port` (0: any).
+/// A connected UDP socket that is told of ICMP errors.
 pub fn told_socket(port: u16, to: SocketAddrV4, patience: Duration) -> Result<UdpSocket> {
+    told_socket_from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port), to, patience)
+}
+
+/// The same with an address of one's own.
+pub fn told_socket_from(
+    from: SocketAddrV4,
+    to: SocketAddrV4,
+    patience: Duration,
+) -> Result<UdpSocket> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, SockProtocol::Udp)?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(from))?;
     setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
     let socket = UdpSocket::from(socket);
     socket.connect(to)?;
@@ -252,6 +271,11 @@ fn inner_checked(packet: &[u8]) -> Result<(), String> {
     }
     // Whole inside, the transport's checksum must be right as well.
     if usize::from(word(packet, 2)) <= packet.len() { checked(packet) } else { Ok(()) }
+}
+
+/// The checksum to be written into a header whose own is zero (RFC 1071).
+pub fn sum(bytes: &[u8]) -> u16 {
+    !fold(words(bytes))
 }
 
 fn words(bytes: &[u8]) -> u64 {
