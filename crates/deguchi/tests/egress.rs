@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::lab::capture::{Capture, sources};
 use ::lab::client::{self, Connection};
 use ::lab::host::{Host, INTERNET};
 use ::lab::namespace;
 use lab::wire::{self, ICMP, TCP, UDP};
-use lab::{TestLab, deguchi, done, eventually, pod, raise_descriptors, server, service};
+use lab::{TestLab, deguchi, done, pod, server, service};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -144,35 +144,6 @@ fn garbage_from_the_internet_harms_nobody() {
     for process in ["controller", "node1", "node2", "mux1", "mux2"] {
         assert!(lab.place().records().get(process).unwrap().is_alive(), "{process}");
     }
-}
-
-#[test]
-fn who_finds_no_port_is_told_at_once_and_other_destinations_go_on() {
-    let lab = TestLab::up("full", &["--nodes", "1"]);
-    let to = server(80);
-    let ports = lab.explain("pod1-1", to)["portsUsable"].as_u64().unwrap();
-    assert_eq!(ports, 1024);
-    raise_descriptors();
-    let (open, refused) = namespace::within(&lab.place().namespace(pod(1, 1)), || {
-        let mut open = Vec::new();
-        // One at a time: the refusal is of a connection alone.
-        for _ in 0..ports {
-            open.push(Connection::open_here(to.into())?);
-        }
-        let asked = Instant::now();
-        let outcome = Connection::open_here(to.into());
-        Ok((open, (outcome.map(|_| ()), asked.elapsed())))
-    })
-    .unwrap();
-    let (outcome, after) = refused;
-    assert!(outcome.is_err() && after < Duration::from_secs(1), "{outcome:?} after {after:?}");
-    client::seen(&lab.place(), pod(1, 1), server(443).into()).unwrap();
-    assert_eq!(lab.explain("pod1-1", to)["portsInUse"], ports);
-    eventually("told as an event", Duration::from_secs(10), || {
-        let events = done(&lab.lab(&["get", "events"]));
-        if events.contains("PortsExhausted") { Ok(()) } else { Err(events) }
-    });
-    drop(open);
 }
 
 fn explained(lab: &TestLab, from: Host, to: SocketAddrV4, protocol: &str) -> String {

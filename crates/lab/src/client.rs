@@ -7,7 +7,8 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::socket::sockopt::{IpMtu, SendTimeout};
+use nix::libc;
+use nix::sys::socket::sockopt::{IpMtu, Linger, SendTimeout};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect, getsockopt,
     setsockopt, socket,
@@ -108,6 +109,12 @@ impl Connection {
         let length = self.response()?;
         std::io::copy(&mut (&mut self.reader).take(length), &mut std::io::sink())?;
         Ok(())
+    }
+
+    /// Ends the connection by RST.
+    pub fn reset(self) -> Result<()> {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(self.reader.get_ref(), Linger, &linger).context("cannot end it by RST")
     }
 
     fn request(&mut self, path: &str) -> Result<u64> {
