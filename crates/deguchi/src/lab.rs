@@ -103,6 +103,9 @@ struct Up {
     /// MTU of the links between muxes and nodes.
     #[arg(long, default_value_t = 1600)]
     mtu: u16,
+    /// Flows that each node has room for.
+    #[arg(long, default_value_t = Settings::default().flows)]
+    flows: u32,
     /// Seed of every draw: the same seed and the same commands give the same addresses.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -115,6 +118,7 @@ fn up(command: Up) -> Result<ExitCode> {
         nodes: command.nodes,
         pods_per_node: command.pods_per_node,
         mtu: command.mtu,
+        flows: command.flows,
         seed: command.seed,
     };
     let place = command.which.place()?;

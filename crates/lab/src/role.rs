@@ -15,6 +15,7 @@ use crate::life::{self, Role};
 use crate::namespace;
 use crate::place::Place;
 use crate::reach::Reach;
+use crate::wiring::ENTRIES_PER_FLOW;
 
 /// The interface by which every machine reaches its gateway.
 const UPLINK: &str = "eth0";
@@ -38,6 +39,7 @@ fn agent(place: &Place, host: Host) -> Result<()> {
     let mut config = AgentConfig::new(place.name(), &name, UPLINK);
     // No connection is older than the lab, so none has to be taken over.
     config.adopt_for = Duration::ZERO;
+    config.flow_entries = lab.settings().flows * ENTRIES_PER_FLOW;
     node::agent::run_agent(&mut reach, &config, &stop)
 }
 

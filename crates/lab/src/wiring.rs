@@ -16,6 +16,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, bail};
+use datapath::limits::FLOW_ENTRIES_DEFAULT;
 use model::cluster::{LoadBalancerSku, OutboundType};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,11 @@ pub const MTU_MIN: u16 = 1280;
 /// Outside the cluster, and in its pods, links are Ethernet's own size.
 const MTU_OUTSIDE: u16 = 1500;
 
+/// A flow is an entry for each direction.
+pub const ENTRIES_PER_FLOW: u32 = 2;
+/// Flows of a node that has any use.
+const FLOWS_MIN: u32 = 16;
+
 /// What a lab is built from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -45,8 +51,15 @@ pub struct Settings {
     pub pods_per_node: u8,
     /// MTU between muxes and nodes.
     pub mtu: u16,
+    /// Flows that each node has room for.
+    #[serde(default = "default_flows")]
+    pub flows: u32,
     /// Seed of every draw.
     pub seed: u64,
+}
+
+fn default_flows() -> u32 {
+    FLOW_ENTRIES_DEFAULT / ENTRIES_PER_FLOW
 }
 
 impl Default for Settings {
@@ -57,6 +70,7 @@ impl Default for Settings {
             nodes: 3,
             pods_per_node: 2,
             mtu: 1600,
+            flows: default_flows(),
             seed: 1,
         }
     }
@@ -75,6 +89,10 @@ impl Settings {
         let (sku, outbound_type) = (self.sku, self.outbound_type);
         if sku == LoadBalancerSku::Basic && outbound_type != OutboundType::LoadBalancer {
             bail!("--outbound-type {outbound_type} needs --sku standard, as on Azure");
+        }
+        if !(FLOWS_MIN..=default_flows()).contains(&self.flows) {
+            let most = default_flows();
+            bail!("--flows {}: a lab's node has room for {FLOWS_MIN} to {most}", self.flows);
         }
         if !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {
             bail!("--mtu {}: between muxes and nodes, {MTU_MIN} to {MTU_MAX} work", self.mtu);
