@@ -68,8 +68,8 @@ fn who_finds_no_port_is_told_at_once_whatever_it_calls() {
     let other = SocketAddrV4::new(INTERNET[3], 80);
     client::seen(&lab.place(), pod(1, 2), other.into()).unwrap();
     assert_eq!(lab.explain("pod1-1", over_tcp)["portsInUse"], u64::from(PORTS));
-    for to in [over_tcp, over_udp] {
-        let message = format!("towards {to} ");
+    for to in [format!("{over_tcp} (TCP)"), format!("{over_udp} (UDP)")] {
+        let message = format!("= {PORTS} ports, all in use towards {to}");
         eventually("told as an event", Duration::from_secs(10), || {
             let events = done(&lab.lab(&["get", "events"]));
             if events.contains(&message) { Ok(()) } else { Err(events) }

@@ -2,7 +2,7 @@
 //! nowhere, and the connections of others go on. Needs root.
 
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::lab::capture::Capture;
 use ::lab::client::{self, Connection};
@@ -10,7 +10,7 @@ use ::lab::echo::Seen;
 use ::lab::host::{Host, INTERNET};
 use ::lab::namespace;
 use anyhow::Result;
-use lab::wire::{self, ACK, ICMP, SYN, TCP, UDP};
+use lab::wire::{self, ACK, ICMP, RST, SYN, TCP, UDP};
 use lab::{TestLab, done, pod, server, service};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -21,6 +21,8 @@ mod lab;
 const FLOOD: usize = 20_000;
 /// What one node of two gets.
 const PORTS: u64 = 1024;
+/// After RST from either side, and what a test needs to be past it.
+const PAST_RESET: Duration = Duration::from_secs(18);
 const GUE: u16 = datapath::limits::GUE_PORT;
 
 #[test]
@@ -210,6 +212,49 @@ fn wrapped_packets_of_a_machine_that_is_no_mux_go_nowhere() {
     receiver.send_to(b"still here", public).unwrap();
     assert_eq!(victim.recv(&mut buffer).unwrap(), 10);
     others.all_go_on();
+}
+
+#[test]
+fn blind_packets_from_the_internet_neither_end_a_connection_nor_shorten_its_life() {
+    let lab = TestLab::up("blind", &["--sku", "basic", "--nodes", "2"]);
+    done(&lab.apply(&service("web", "")));
+    let frontend = SocketAddrV4::new(lab.external_ip("web"), 80);
+    let mut others = Others::open(&lab);
+    let mut outbound = Connection::open(&lab.place(), pod(1, 1), server(80).into()).unwrap();
+    let seen = outbound.ask().unwrap();
+    let public = SocketAddrV4::new(*frontend.ip(), seen.port);
+    let mut inbound = Connection::open(&lab.place(), Host::Internet, frontend.into()).unwrap();
+    let at = inbound.ask().unwrap();
+    let client = SocketAddrV4::new(INTERNET[0], at.port);
+    let mut dice = seeded(33);
+    let mut blind = Vec::new();
+    for _ in 0..FLOOD / 10 {
+        for (from, to) in [(server(80), public), (client, frontend)] {
+            // A billion away from what is expected, or more: never right by chance.
+            let numbers = [dice.random(), dice.random()];
+            for flags in [RST, RST | ACK, SYN, SYN | ACK] {
+                blind.push(wire::tcp(from, to, flags, numbers));
+            }
+            let sent = wire::tcp(to, from, ACK, numbers);
+            for kind in [[3, 1], [3, 3], [3, 13], [11, 0]] {
+                blind.push(wire::icmp_error(INTERNET[4], kind, 0, &sent));
+            }
+        }
+    }
+    within(&lab, Host::Internet, || wire::send(&blind));
+    // Every error is in order but for the numbers inside, which the ends' own kernels look at.
+    let translated =
+        ["node1", "node2"].map(|node| lab.counter(node, "error_translated")).iter().sum::<u64>();
+    assert!(translated > 0, "no error came so far");
+    assert_eq!((outbound.ask().unwrap(), inbound.ask().unwrap()), (seen.clone(), at.clone()));
+    within(&lab, Host::Internet, || wire::send(&blind));
+    let since = Instant::now();
+    // Silent for longer than a connection that has really been reset would be remembered.
+    while since.elapsed() < PAST_RESET {
+        others.all_go_on();
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    assert_eq!((outbound.ask().unwrap(), inbound.ask().unwrap()), (seen, at));
 }
 
 /// Connections of those who are not meant, each on a path of its own.
