@@ -261,7 +261,7 @@ fn echo_hop(to: Ipv4Addr, ttl: i32) -> Result<(u8, Ipv4Addr)> {
     let target = SockaddrIn::from(SocketAddrV4::new(to, 0));
     sendmsg(socket.as_raw_fd(), &parts, &[], MsgFlags::empty(), Some(&target))?;
     loop {
-        let packet = wire::icmp_message(&socket).with_context(|| format!("ICMP, {ttl} hops"))?;
+        let packet = wire::next_packet(&socket).with_context(|| format!("ICMP, {ttl} hops"))?;
         let message = wire::behind_ip(&packet);
         let is_answer = match message[0] {
             0 => wire::word(message, 4) == id,

@@ -3,12 +3,13 @@
 
 use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use etherparse::PacketBuilder;
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn,
     bind, recv, recvmsg, sendto, setsockopt, socket, sockopt,
@@ -118,8 +119,17 @@ pub fn send<'a>(packets: impl IntoIterator<Item = &'a Vec<u8>>) -> Result<()> {
 
 /// A socket for ICMP messages of the calling thread's namespace.
 pub fn icmp_socket(patience: Duration) -> Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Icmp)?;
+    protocol_socket(ICMP, patience)
+}
+
+/// A socket for all packets of an IP protocol that arrive in the calling thread's namespace.
+pub fn protocol_socket(protocol: u8, patience: Duration) -> Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: takes numbers only. nix knows few protocols by name.
+    let descriptor = unsafe { libc::socket(libc::AF_INET, kind, i32::from(protocol)) };
+    Errno::result(descriptor).with_context(|| format!("no socket for protocol {protocol}"))?;
+    // SAFETY: made above, and owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
     let limit = TimeVal::milliseconds(i64::try_from(patience.as_millis())?);
     setsockopt(&socket, sockopt::ReceiveTimeout, &limit)?;
     Ok(socket)
@@ -147,18 +157,18 @@ pub fn echo(socket: &OwnedFd, to: Ipv4Addr, id: u16, payload: &[u8]) -> Result<b
     }
 }
 
-/// The next packet that arrives at a socket for ICMP messages.
-pub fn icmp_message(socket: &OwnedFd) -> Result<Vec<u8>> {
+/// The next packet that arrives at a socket for a protocol.
+pub fn next_packet(socket: &OwnedFd) -> Result<Vec<u8>> {
     let mut buffer = [0; 2048];
     let length =
-        recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).context("no ICMP message came")?;
+        recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).context("no packet came")?;
     Ok(buffer[..length].to_vec())
 }
 
 /// The next ICMP error among them.
 pub fn error_about(socket: &OwnedFd) -> Result<Vec<u8>> {
     loop {
-        let packet = icmp_message(socket)?;
+        let packet = next_packet(socket)?;
         if [3, 11, 12].contains(&behind_ip(&packet)[0]) {
             return Ok(packet);
         }
@@ -213,7 +223,7 @@ pub fn told(socket: &UdpSocket) -> Result<Told> {
         bail!("neither an answer nor an error came");
     }
     let mut parts = [IoSliceMut::new(&mut buffer)];
-    let mut space = nix::cmsg_space!(nix::libc::sock_extended_err, nix::libc::sockaddr_in);
+    let mut space = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in);
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     let message = recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
     for control in message.cmsgs()? {
