@@ -150,6 +150,58 @@ fn echoes_are_dropped_when_asked_and_nothing_else_is() {
     other.go_on(&lab);
 }
 
+#[test]
+fn an_outbound_rules_address_that_goes_resets_both_ends() {
+    let lab = TestLab::up("both", &["--nodes", "2"]);
+    let (mut client, mut server) = pair(&lab, pod(1, 1));
+    let gateway = "outboundType: managedNATGateway, \
+                   natGatewayProfile: {managedOutboundIPProfile: {count: 1}}";
+    done(&lab.apply(&cluster(gateway)));
+    // Told without having asked, which only a right sequence number does.
+    for end in [&mut client, &mut server] {
+        let error = end.read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(error, Err(ErrorKind::ConnectionReset));
+    }
+}
+
+#[test]
+fn every_protocol_passes_by_the_nodes_own_address_and_none_without_ports_by_a_shared_one() {
+    const GRE: u8 = 47;
+    const ESP: u8 = 50;
+    const SCTP: u8 = 132;
+    let lab = TestLab::up("raw", &["--nodes", "2"]);
+    done(&lab.apply(&node1(&INSTANCE.to_string())));
+    for protocol in [GRE, ESP, SCTP] {
+        let server = within(&lab, Host::Internet, || wire::protocol_socket(protocol, PATIENCE));
+        let (own, shared) = (pod(1, 1), pod(2, 1));
+        let client = within(&lab, own, || wire::protocol_socket(protocol, PATIENCE));
+        let packet =
+            |from: Host, to| wire::ip(from.address(), to, protocol, 0, b"neither TCP nor UDP");
+        within(&lab, own, || wire::send([&packet(own, INTERNET[1])]));
+        let there = wire::next_packet(&server).unwrap();
+        assert_eq!((wire::source_of(&there), wire::target_of(&there)), (INSTANCE, INTERNET[1]));
+        assert_eq!(wire::behind_ip(&there), b"neither TCP nor UDP");
+        let answer = wire::ip(INTERNET[1], INSTANCE, protocol, 0, b"an answer");
+        within(&lab, Host::Internet, || wire::send([&answer]));
+        let back = wire::next_packet(&client).unwrap();
+        assert_eq!((wire::source_of(&back), wire::target_of(&back)), (INTERNET[1], own.address()));
+        assert_eq!(wire::behind_ip(&back), b"an answer");
+        wire::checked(&back).unwrap();
+
+        // Another pod to the same end: nothing would tell their answers apart.
+        let (in_use, refused) =
+            (lab.counter("node1", "protocol_in_use"), lab.counter("node2", "protocol"));
+        let second = pod(1, 2);
+        within(&lab, second, || wire::send([&packet(second, INTERNET[1])]));
+        within(&lab, shared, || wire::send([&packet(shared, INTERNET[1])]));
+        assert_eq!(lab.counter("node1", "protocol_in_use"), in_use + 1, "protocol {protocol}");
+        assert_eq!(lab.counter("node2", "protocol"), refused + 1, "protocol {protocol}");
+        within(&lab, second, || wire::send([&packet(second, INTERNET[2])]));
+        let there = wire::next_packet(&server).unwrap();
+        assert_eq!((wire::source_of(&there), wire::target_of(&there)), (INSTANCE, INTERNET[2]));
+    }
+}
+
 /// A connection from a pod to a server of the test's own: both ends.
 fn pair(lab: &TestLab, from: Host) -> (TcpStream, TcpStream) {
     let to = SocketAddrV4::new(INTERNET[2], 4000);
