@@ -216,6 +216,43 @@ fn errors_with_little_inside_reach_the_socket_that_they_are_about() {
     }
 }
 
+#[test]
+fn datagrams_in_fragments_leave_whole_from_pods_and_nodes() {
+    let lab = TestLab::up("parts", &["--nodes", "1"]);
+    for from in [pod(1, 1), Host::Node(1)] {
+        let (receiver, socket) = large(&lab, from);
+        let capture = Capture::start_whole(&lab.place().namespace(Host::Internet)).unwrap();
+        let payload: Vec<u8> = (0..4000_u16).map(|at| at.to_be_bytes()[1]).collect();
+        socket.send(&payload).unwrap();
+        let mut buffer = [0; 8192];
+        let (length, peer) = receiver.recv_from(&mut buffer).unwrap();
+        assert_eq!(buffer[..length], payload);
+        // Cut by the sender, and every part by the address that the server sees.
+        let packets = capture.finish().unwrap();
+        let parts: Vec<_> = packets.iter().filter(|packet| packet[9] == UDP).collect();
+        assert!(parts.len() >= 3, "{} parts", parts.len());
+        for part in parts {
+            wire::checked(part).unwrap();
+            assert_eq!(std::net::IpAddr::V4(wire::source_of(part)), peer.ip());
+        }
+    }
+}
+
+/// A server's socket and a client's that takes datagrams larger than a packet.
+fn large(lab: &TestLab, from: Host) -> (UdpSocket, UdpSocket) {
+    let to = SocketAddrV4::new(INTERNET[2], 4000);
+    let receiver = within(lab, Host::Internet, || Ok(UdpSocket::bind(to)?));
+    let socket = within(lab, from, || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(to)?;
+        Ok(socket)
+    });
+    for socket in [&receiver, &socket] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    (receiver, socket)
+}
+
 /// A packet with so many words of IP options, all of them nothing.
 fn with_options(packet: &[u8], words: u8) -> Vec<u8> {
     let mut header = packet[..20].to_vec();
