@@ -238,6 +238,23 @@ fn datagrams_in_fragments_leave_whole_from_pods_and_nodes() {
     }
 }
 
+#[test]
+fn datagrams_in_fragments_come_back_whole() {
+    let lab = TestLab::up("back", &["--nodes", "1"]);
+    for from in [pod(1, 1), Host::Node(1)] {
+        let (receiver, socket) = large(&lab, from);
+        socket.send(b"more, please").unwrap();
+        let mut buffer = [0; 8192];
+        let (_, peer) = receiver.recv_from(&mut buffer).unwrap();
+        let payload: Vec<u8> = (0..4000_u16).map(|at| at.to_be_bytes()[1]).collect();
+        for _ in 0..10 {
+            receiver.send_to(&payload, peer).unwrap();
+            let length = socket.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[..length], payload);
+        }
+    }
+}
+
 /// A server's socket and a client's that takes datagrams larger than a packet.
 fn large(lab: &TestLab, from: Host) -> (UdpSocket, UdpSocket) {
     let to = SocketAddrV4::new(INTERNET[2], 4000);

@@ -151,6 +151,37 @@ fn a_full_flow_table_refuses_what_is_new_and_keeps_what_is_there() {
 }
 
 #[test]
+fn a_quota_leaves_room_for_others_when_one_pod_floods() {
+    const QUOTA: u64 = 500;
+    let lab = TestLab::up("quota", &["--nodes", "1", "--flows", "2048"]);
+    let quotas = format!(
+        "apiVersion: deguchi.io/v1alpha1\nkind: ClusterNetwork\nmetadata: {{name: default}}\n\
+         spec: {{sku: Standard, quotas: {{flowsPerPod: {QUOTA}}}}}\n"
+    );
+    done(&lab.apply(&quotas));
+    let mut dice = seeded(34);
+    let from = SocketAddrV4::new(pod(1, 1).address(), 5000);
+    let datagrams: Vec<Vec<u8>> = (0..FLOOD)
+        .map(|_| {
+            let to = INTERNET[dice.random_range(0..INTERNET.len())];
+            wire::udp(from, SocketAddrV4::new(to, dice.random_range(10_000..60_000)), b"x")
+        })
+        .collect();
+    within(&lab, pod(1, 1), || wire::send(&datagrams));
+    let names = ["flow_out", "quota_exceeded", "flow_table_full"];
+    let [opened, refused, full] = names.map(|name| lab.counter("node1", name));
+    assert_eq!((opened, full), (QUOTA, 0));
+    assert!(refused > FLOOD as u64 / 2, "{refused}");
+    client::seen(&lab.place(), pod(1, 2), server(80).into()).unwrap();
+    assert!(client::seen(&lab.place(), pod(1, 1), server(80).into()).is_err(), "beyond its quota");
+    lab::eventually("told as an event", Duration::from_secs(10), || {
+        let events = done(&lab.lab(&["get", "events"]));
+        let is_told = events.contains("QuotaExceeded") && events.contains("default/pod1-1");
+        if is_told { Ok(()) } else { Err(events) }
+    });
+}
+
+#[test]
 fn wrapped_packets_of_a_machine_that_is_no_mux_go_nowhere() {
     let lab = TestLab::up("lan", &["--sku", "basic", "--nodes", "2"]);
     done(&lab.apply(&service("web", "")));
