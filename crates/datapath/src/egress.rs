@@ -192,9 +192,13 @@ fn way<T: AgentTables<V4>>(
     if policy.translation == Translation::Untranslated as u8 {
         return Way::unchanged(Pass::Untranslated);
     }
+    let drops_echo = settings.flags & agent_flag::DROP_ICMP_ECHO != 0;
     if policy.translation != Translation::Ports as u8 {
-        let no_ports = headers.transport == Transport::Other;
-        return Way::dropped(if no_ports { Drop::Protocol } else { Drop::NoOutbound });
+        return Way::dropped(match headers.transport {
+            Transport::Other => Drop::Protocol,
+            Transport::Echo { request: true } if drops_echo => Drop::IcmpEcho,
+            _ => Drop::NoOutbound,
+        });
     }
     if settings.flags & agent_flag::HOLD != 0 {
         // Connections to the node's own addresses are left alone even then.
@@ -220,7 +224,7 @@ fn way<T: AgentTables<V4>>(
         }
         Transport::Tcp | Transport::Udp => {}
         Transport::Echo { request: true } => {
-            if settings.flags & agent_flag::DROP_ICMP_ECHO != 0 {
+            if drops_echo {
                 return Way::dropped(Drop::IcmpEcho);
             }
         }

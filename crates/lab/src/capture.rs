@@ -13,8 +13,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, socket,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt,
+    socket,
 };
 
 use crate::host::Host;
@@ -25,8 +27,14 @@ use crate::place::Place;
 const PACKET_OUTGOING: u8 = 4;
 /// How soon a capture notices that it should end.
 const TICK: Duration = Duration::from_millis(20);
-/// Packets that one capture remembers; the rest are counted as lost.
+/// Packets that one capture remembers; further ones are left out.
 pub const PACKETS_MAX: usize = 1_000_000;
+/// Room for packets that the capture has not come to yet, on a machine that is busy.
+const QUEUE_BYTES: usize = 64 << 20;
+/// What reading addresses, ports and flags needs of a frame, with every option.
+const HEADERS_BYTES: usize = 128;
+/// The largest packet that a veth passes, and its Ethernet header.
+const PACKET_BYTES_MAX: usize = (64 << 10) + 14;
 
 /// A packet that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,17 +58,17 @@ enum Way {
     Leaving(usize),
 }
 
-/// A running capture.
-pub struct Capture {
+/// A running capture of packets, read or as they are.
+pub struct Capture<T = Packet> {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<Vec<Packet>>>,
+    thread: JoinHandle<Result<Vec<T>>>,
 }
 
 impl Capture {
     /// Starts capturing what arrives at a host; from the return on, nothing is missed.
     pub fn start(place: &Place, host: Host) -> Result<Capture> {
         let socket = namespace::within(&place.namespace(host), packet_socket)?;
-        Capture::over(socket, Way::Arriving)
+        Capture::over(socket, Way::Arriving, HEADERS_BYTES, parse)
     }
 
     /// Starts capturing what a host sends by one interface. What reaches an XDP program is seen
@@ -71,21 +79,40 @@ impl Capture {
                 .with_context(|| format!("{host} has no interface {interface}"))?;
             Ok((packet_socket()?, usize::try_from(index)?))
         })?;
-        Capture::over(socket, Way::Leaving(index))
+        Capture::over(socket, Way::Leaving(index), HEADERS_BYTES, parse)
     }
+}
 
-    fn over(socket: OwnedFd, way: Way) -> Result<Capture> {
+impl Capture<Vec<u8>> {
+    /// Starts capturing whole IPv4 packets, without their Ethernet headers, that arrive in a
+    /// network namespace.
+    pub fn start_whole(namespace: &str) -> Result<Capture<Vec<u8>>> {
+        let socket = namespace::within(namespace, packet_socket)?;
+        Capture::over(socket, Way::Arriving, PACKET_BYTES_MAX, |frame| {
+            let is_ipv4 = frame.get(12..14)? == [0x08, 0x00];
+            is_ipv4.then(|| frame[14..].to_vec())
+        })
+    }
+}
+
+impl<T: Send + 'static> Capture<T> {
+    fn over(
+        socket: OwnedFd,
+        way: Way,
+        bytes: usize,
+        read: fn(&[u8]) -> Option<T>,
+    ) -> Result<Capture<T>> {
         let stop = Arc::new(AtomicBool::new(false));
         let seen_by_thread = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("capture".to_owned())
-            .spawn(move || collect(&socket, way, &seen_by_thread))
+            .spawn(move || collect(&socket, way, &mut vec![0; bytes], read, &seen_by_thread))
             .context("cannot start a thread")?;
         Ok(Capture { stop, thread })
     }
 
     /// Ends the capture and gives everything that arrived meanwhile.
-    pub fn finish(self) -> Result<Vec<Packet>> {
+    pub fn finish(self) -> Result<Vec<T>> {
         self.stop.store(true, Ordering::Release);
         self.thread.join().unwrap_or_else(|_| Err(anyhow!("the capture panicked")))
     }
@@ -102,13 +129,20 @@ pub fn sources(packets: &[Packet], protocol: u8, destination: SocketAddrV4) -> B
 
 fn packet_socket() -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
-        .context("cannot open a packet socket")
+    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
+        .context("cannot open a packet socket")?;
+    setsockopt(&socket, RcvBufForce, &QUEUE_BYTES).context("cannot make room for packets")?;
+    Ok(socket)
 }
 
-fn collect(socket: &OwnedFd, way: Way, stop: &AtomicBool) -> Result<Vec<Packet>> {
+fn collect<T>(
+    socket: &OwnedFd,
+    way: Way,
+    buffer: &mut [u8],
+    read: fn(&[u8]) -> Option<T>,
+    stop: &AtomicBool,
+) -> Result<Vec<T>> {
     let mut packets = Vec::new();
-    let mut buffer = [0; 128];
     loop {
         // Read before the queue is: what arrived before the end was asked for is still taken.
         let last = stop.load(Ordering::Acquire);
@@ -116,8 +150,8 @@ fn collect(socket: &OwnedFd, way: Way, stop: &AtomicBool) -> Result<Vec<Packet>>
         let timeout = if last { PollTimeout::ZERO } else { PollTimeout::try_from(TICK)? };
         let ready = poll(&mut descriptors, timeout).context("cannot wait for packets")?;
         // BOUND: ends at the first empty read.
-        while let Some(packet) = next(socket, way, &mut buffer)? {
-            if let Some(packet) = packet
+        while let Some(length) = next(socket, way, buffer)? {
+            if let Some(packet) = length.and_then(|length| read(&buffer[..length]))
                 && packets.len() < PACKETS_MAX
             {
                 packets.push(packet);
@@ -129,8 +163,9 @@ fn collect(socket: &OwnedFd, way: Way, stop: &AtomicBool) -> Result<Vec<Packet>>
     }
 }
 
-/// The next queued packet; the inner value is `None` for one that is not of interest.
-fn next(socket: &OwnedFd, way: Way, buffer: &mut [u8]) -> Result<Option<Option<Packet>>> {
+/// Length of the next queued frame in the buffer; the inner value is `None` for one that is not of
+/// interest.
+fn next(socket: &OwnedFd, way: Way, buffer: &mut [u8]) -> Result<Option<Option<usize>>> {
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_DONTWAIT;
     let message = match recvmsg::<LinkAddr>(socket.as_raw_fd(), &mut parts, None, flags) {
@@ -143,7 +178,7 @@ fn next(socket: &OwnedFd, way: Way, buffer: &mut [u8]) -> Result<Option<Option<P
         Way::Leaving(index) => address.pkttype() == PACKET_OUTGOING && address.ifindex() == index,
     });
     let bytes = message.bytes;
-    Ok(Some(if is_wanted { parse(&buffer[..bytes.min(buffer.len())]) } else { None }))
+    Ok(Some(is_wanted.then_some(bytes.min(buffer.len()))))
 }
 
 /// Reads an Ethernet frame with IPv4. Ports of a later fragment are not there to be read.

@@ -7,9 +7,10 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::socket::sockopt::{Linger, SendTimeout};
+use nix::sys::socket::sockopt::{IpMtu, Linger, SendTimeout};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect, setsockopt, socket,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect, getsockopt,
+    setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -77,6 +78,11 @@ impl Connection {
     /// This end's own address.
     pub fn local(&self) -> Result<SocketAddr> {
         Ok(self.reader.get_ref().local_addr()?)
+    }
+
+    /// The largest packet that this end takes the path for.
+    pub fn path_mtu(&self) -> Result<u16> {
+        Ok(u16::try_from(getsockopt(self.reader.get_ref(), IpMtu)?)?)
     }
 
     /// Asks as whom the other end sees this one.

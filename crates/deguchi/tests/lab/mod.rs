@@ -8,7 +8,11 @@ use std::time::{Duration, Instant};
 
 use lab::host::Host;
 use lab::place::Place;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use node::inspect::{AgentView, MuxView};
 use serde_json::Value;
+
+pub mod wire;
 
 /// The binary.
 pub const DEGUCHI: &str = env!("CARGO_BIN_EXE_deguchi");
@@ -111,6 +115,17 @@ impl TestLab {
         serde_json::from_str(&done(&output)).unwrap()
     }
 
+    /// A counter of a node or a mux.
+    pub fn counter(&self, host: &str, name: &str) -> u64 {
+        let counters = match host.starts_with("mux") {
+            true => MuxView::open(&self.name, host).unwrap().counters().unwrap(),
+            false => AgentView::open(&self.name, host).unwrap().counters().unwrap(),
+        };
+        let mut found = counters.iter().filter(|((_, other), _)| *other == name);
+        let ((_, _), count) = found.next().unwrap_or_else(|| panic!("no counter {name}"));
+        *count
+    }
+
     /// The record of one of its processes.
     pub fn pid(&self, process: &str) -> i32 {
         self.place().records().get(process).unwrap().pid
@@ -160,6 +175,12 @@ pub fn eventually<T: std::fmt::Debug>(
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
+}
+
+/// Thousands of connections are as many descriptors, and shells allow few.
+pub fn raise_descriptors() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
 }
 
 /// Whether a file is there.
