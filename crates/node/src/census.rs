@@ -98,6 +98,14 @@ pub struct PortUse {
     pub used_most_towards: Option<SocketAddrV4>,
 }
 
+impl PortUse {
+    /// No ports.
+    pub fn none(frontend: Ipv4Addr, protocol: Protocol) -> PortUse {
+        let (allocated, used, used_most, used_most_towards) = (0, 0, 0, None);
+        PortUse { frontend, protocol, allocated, used, used_most, used_most_towards }
+    }
+}
+
 type Frontend = (Address, Protocol);
 
 /// A census under way. What it remembers grows with the frontends in use, by 8 KiB each, and with
@@ -148,14 +156,7 @@ impl<'a> Counting<'a> {
 
     /// The census, and what `tables` allow.
     pub(crate) fn end(self, tables: &AgentTables) -> Census {
-        let none = |(address, protocol): Frontend| PortUse {
-            frontend: address.into(),
-            protocol,
-            allocated: 0,
-            used: 0,
-            used_most: 0,
-            used_most_towards: None,
-        };
+        let none = |(address, protocol): Frontend| PortUse::none(address.into(), protocol);
         let mut ports: BTreeMap<Frontend, PortUse> = BTreeMap::new();
         for (frontend, allocated) in allocated(tables) {
             ports.entry(frontend).or_insert_with(|| none(frontend)).allocated += allocated;
