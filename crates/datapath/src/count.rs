@@ -53,6 +53,8 @@ counters! {
         Answer = "answer",
         /// Of no flow, while the programs are being uninstalled.
         Leaving = "leaving",
+        /// On a node: a frame that arrived and is addressed to all, or to another machine.
+        NotAddressed = "not_addressed",
     }
 }
 

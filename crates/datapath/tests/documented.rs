@@ -30,6 +30,19 @@ fn every_counter_is_documented_and_nothing_else_is() {
 }
 
 #[test]
+fn every_reason_to_drop_says_what_it_means_and_what_to_do() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operating.md");
+    let document = fs::read_to_string(path).expect("the document");
+    for reason in Drop::ALL {
+        let start = format!("| `{}` |", reason.name());
+        let row = document.lines().find(|line| line.starts_with(&start));
+        let cells: Vec<&str> = row.unwrap_or_default().split('|').map(str::trim).collect();
+        let [_, _, at, meaning, what_to_do, _] = cells[..] else { panic!("{start} {cells:?}") };
+        assert!(![at, meaning, what_to_do].contains(&""), "{start} {cells:?}");
+    }
+}
+
+#[test]
 fn every_limit_of_the_tables_is_documented() {
     let source = include_str!("../src/lib.rs");
     let documented = first_cells("limits.md");

@@ -29,7 +29,7 @@ fn random_traffic_keeps_the_rules() {
     }
 }
 
-/// What the tables of the random traffic keep it from.
+/// What the tables of the random traffic keep it from, and what only the kernel knows.
 const OUT_OF_REACH: &[&str] = &[
     "adopted",
     "held",
@@ -37,6 +37,7 @@ const OUT_OF_REACH: &[&str] = &[
     "leaving",
     "no_gateway",
     "no_lease",
+    "not_addressed",
     "not_configured",
     "write_failed",
 ];

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use lab::{host, view};
+use model::cluster::Quotas;
 use model::decide::{Method, Protocol};
 use model::explain::{ExplainError, Explanation, Question};
 use model::lease::LeaseState;
@@ -159,6 +160,9 @@ fn told(explanation: &Explanation, flow_table: Option<FlowRoom>) -> String {
             line("", &format!("{}:{}-{}{state}", range.address, range.first, range.last));
         }
         line("Idle", &format!("{} minutes", explanation.idle_timeout_in_minutes));
+        if let Some(quotas) = explanation.quotas {
+            line("Quota", &limits(quotas));
+        }
         if let Some(room) = flow_table {
             line("Flow table", &room.to_string());
         }
@@ -184,6 +188,15 @@ fn told(explanation: &Explanation, flow_table: Option<FlowRoom>) -> String {
         line("Pending", pending);
     }
     text
+}
+
+fn limits(quotas: Quotas) -> String {
+    let limits = [(quotas.flows_per_pod, "the pod"), (quotas.flows_per_namespace, "its namespace")];
+    let told = limits
+        .into_iter()
+        .filter_map(|(limit, whose)| Some(format!("{} flows of {whose}", limit?)))
+        .collect::<Vec<_>>();
+    format!("{} on the node at a time", told.join(", "))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use model::cluster::{LoadBalancerSku, OutboundType};
 use model::objects::Kind;
 use node::agent::DRAIN_FOR_DEFAULT;
 
-use crate::{lab_view, print};
+use crate::{counter_view, lab_view, print};
 
 /// Build and use a small cluster of network namespaces on this machine.
 ///
@@ -147,22 +147,50 @@ fn down(command: &Down) -> Result<ExitCode> {
     print::text(&format!("{} {outcome}\n", place.name()))
 }
 
-/// Show the topology: who is where, and which address each node leaves by.
+/// Show the topology: who is where, which address each node leaves by, and what its kernel counts.
+///
+/// Counters, flows and ports are read in the kernel's tables of nodes and muxes at this moment,
+/// which takes root. docs/operating.md says what each means and what to do.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  deguchi lab status")]
+#[command(after_help = "Examples:\n  deguchi lab status\n  deguchi lab status node1 --all\n  \
+    deguchi lab status -o json")]
 struct Status {
     #[command(flatten)]
     which: Which,
+    /// Show this host alone.
+    host: Option<String>,
+    /// Show counters that are zero too.
+    #[arg(long)]
+    all: bool,
     /// How to print it.
     #[arg(long, short, value_enum, default_value_t)]
     output: print::Output,
 }
 
 fn status(command: &Status) -> Result<ExitCode> {
-    let status = view::status(&command.which.find()?)?;
+    let lab = command.which.find()?;
+    let mut status = view::status(&lab)?;
+    if let Some(name) = &command.host {
+        let host = lab.host(name)?;
+        if !matches!(host, host::Host::Node(_) | host::Host::Mux(_)) {
+            bail!("{host} counts nothing; nodes and muxes do");
+        }
+        status.hosts.retain(|status| status.name == host);
+    }
+    match life::require_root("lab status") {
+        Ok(()) => view::read(&lab, &mut status)?,
+        Err(_) => print::progress("counters, flows and ports are left out: they need root"),
+    }
     match command.output {
-        print::Output::Text => print::text(&lab_view::picture(&status)),
         print::Output::Json => print::json(&status),
+        print::Output::Text => {
+            let mut text = match command.host {
+                Some(_) => String::new(),
+                None => lab_view::picture(&status),
+            };
+            text.push_str(&counter_view::counters(&status, command.all));
+            print::text(&text)
+        }
     }
 }
 

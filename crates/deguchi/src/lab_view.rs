@@ -109,7 +109,7 @@ fn process_note(host: &HostStatus) -> &'static str {
 }
 
 /// Columns of text, each as wide as its widest cell.
-fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = header.iter().map(|cell| cell.len()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

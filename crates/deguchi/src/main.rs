@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod counter_view;
 mod echo;
 mod explain;
 mod lab;

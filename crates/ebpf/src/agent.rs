@@ -23,7 +23,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use datapath::{
-    Drop, Event, V4,
+    Drop, Event, Pass, V4,
     agent::{AgentTables, NotInserted, Step},
     gue,
     icmp::ErrorRewrite,
@@ -60,6 +60,7 @@ pub fn egress(ctx: TcContext) -> i32 {
 pub fn ingress(ctx: TcContext) -> i32 {
     // SAFETY: the context is the kernel's.
     if unsafe { (*ctx.skb.skb).pkt_type } != PACKET_HOST {
+        count(Pass::NotAddressed.counter());
         return TC_ACT_UNSPEC;
     }
     let Some(frame) = frame(&ctx) else { return refuse(Drop::Malformed) };

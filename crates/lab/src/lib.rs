@@ -17,6 +17,7 @@ pub mod namespace;
 pub mod place;
 pub mod process;
 pub mod reach;
+pub mod reading;
 pub mod ready;
 pub mod replay;
 pub mod role;

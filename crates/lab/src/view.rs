@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::host::{self, Host};
 use crate::life::{Lab, Loss, Role};
+use crate::reading::{self, Reading};
 use crate::store::{FileStore, Key};
 use crate::wiring::Settings;
 
@@ -62,6 +63,12 @@ pub struct HostStatus {
     /// Whether a mux says that it works.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
+    /// What its tables in the kernel say, once they were read.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub reading: Option<Reading>,
+    /// Why they could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 /// A process.
@@ -110,6 +117,25 @@ pub fn status(lab: &Lab) -> Result<Status> {
     })
 }
 
+/// Reads the kernel's tables of all nodes and muxes that are there, once each. Needs root.
+pub fn read(lab: &Lab, status: &mut Status) -> Result<()> {
+    let objects = snapshot(&lab.store())?;
+    for host in &mut status.hosts {
+        let network = objects.node_networks.get(&host.name.to_string());
+        let reading = match host.name {
+            _ if host.killed.is_some_and(|loss| loss != Loss::Process) => continue,
+            Host::Node(_) => reading::of_node(&lab.place, host.name, network),
+            Host::Mux(_) => reading::of_mux(&lab.place, host.name),
+            Host::Internet | Host::Router | Host::Appliance | Host::Pod(..) => continue,
+        };
+        match reading {
+            Ok(reading) => host.reading = Some(reading),
+            Err(error) => host.unreadable = Some(format!("{error:#}")),
+        }
+    }
+    Ok(())
+}
+
 fn host_status(lab: &Lab, objects: &Objects, host: Host) -> HostStatus {
     let addresses = match host {
         Host::Internet => host::INTERNET.to_vec(),
@@ -131,6 +157,8 @@ fn host_status(lab: &Lab, objects: &Objects, host: Host) -> HostStatus {
         killed: lab.description.killed.get(&host).copied(),
         outbound: objects.node_networks.get(&name).and_then(outbound),
         ready: objects.mux_networks.get(&name).map(|mux: &MuxNetwork| mux.status.ready),
+        reading: None,
+        unreadable: None,
     }
 }
 

@@ -140,7 +140,7 @@ fn frames_for_other_machines_are_left_alone_at_ingress() {
     let other = frame::build(&format!("eth 020000000001 > 020000000009 {wrapped}")).unwrap();
     let observed = kernel.pass(Hook::Ingress, &other);
     assert_eq!(observed.way, Way::On);
-    assert_eq!(observed.counted, []);
+    assert_eq!(observed.counted, [("not_addressed", 1)]);
     assert_eq!(observed.frame, Some(other));
 
     let ours = frame::build(&wrapped).unwrap();

@@ -11,7 +11,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::backends::service_prefix;
-use crate::cluster::LoadBalancerSku;
+use crate::cluster::{LoadBalancerSku, Quotas};
 use crate::decide::{
     Frontend, Method, Outbound, PUBLIC_IP_ANNOTATION, Protocol, Step, decide, decide_default,
 };
@@ -67,6 +67,10 @@ pub struct Explanation {
     /// Ports in use towards the destination.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports_in_use: Option<u32>,
+    /// How many flows the pod and its namespace may have on the node at a time, where that is
+    /// limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quotas: Option<Quotas>,
     /// Everything that the node holds.
     pub ports: Vec<HeldRange>,
     /// The questions, in order; the last one decided.
@@ -139,6 +143,8 @@ struct Source {
     name: String,
     address: Option<Ipv4Addr>,
     node: String,
+    /// A pod with an address of its own; else the node.
+    is_pod: bool,
 }
 
 fn find(objects: &Objects, name: &str) -> Result<Source, ExplainError> {
@@ -151,7 +157,8 @@ fn find(objects: &Objects, name: &str) -> Result<Source, ExplainError> {
         .collect();
     match pods.as_slice() {
         [] if objects.nodes.contains_key(name) => {
-            Ok(Source { name: name.into(), address: node_address(name), node: name.into() })
+            let address = node_address(name);
+            Ok(Source { name: name.into(), address, node: name.into(), is_pod: false })
         }
         [] => Err(ExplainError::NotFound(name.into())),
         [(key, pod)] => {
@@ -161,7 +168,7 @@ fn find(objects: &Objects, name: &str) -> Result<Source, ExplainError> {
                 true => node_address(&node),
                 false => pod.status.pod_ip,
             };
-            Ok(Source { name: (*key).clone(), address, node })
+            Ok(Source { name: (*key).clone(), address, node, is_pod: !pod.spec.host_network })
         }
         several => {
             let keys: Vec<&str> = several.iter().map(|(key, _)| key.as_str()).collect();
@@ -209,6 +216,8 @@ pub fn explain(objects: &Objects, question: &Question) -> Result<Explanation, Ex
         Some(port) => format!("{address}:{port}"),
         None => address.to_string(),
     });
+    let quotas = objects.cluster().quotas;
+    let is_limited = source.is_pod && outbound.method.translates() && quotas != Quotas::default();
     let pending = pending(objects, node, &outbound, addresses.iter().map(&usable).sum());
     Ok(Explanation {
         source: source.name,
@@ -222,6 +231,7 @@ pub fn explain(objects: &Objects, question: &Question) -> Result<Explanation, Ex
         idle_timeout_in_minutes: outbound.idle_timeout_in_minutes,
         ports_usable: addresses.iter().map(usable).sum(),
         ports_in_use: question.ports_in_use,
+        quotas: is_limited.then_some(quotas),
         return_path: outbound.method.translates().then(|| return_path(objects, node, &addresses)),
         would_change: would_change(objects, node, &outbound),
         ports,

@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::{
     apply,
     attach::{EGRESS, INGRESS, MUX, interface_index},
+    census::{Census, Counting},
     counters::{self, Counters},
     maps::{Address, AgentMaps, AgentMemory, FlowRoom, MuxMaps, TableError},
     pins::{Pins, Role},
@@ -120,6 +121,23 @@ impl AgentView {
     /// How many flows fit, and what memory that takes.
     pub fn flow_room(&self) -> Result<FlowRoom, InspectError> {
         Ok(FlowRoom::of(&self.pins)?)
+    }
+
+    /// Counts its flows and ports, in one pass.
+    pub fn census(&self) -> Result<Census, InspectError> {
+        let settings = self.maps.settings.get(0)?.0;
+        let mut counting = Counting::new(&settings, Ticks::from_nanoseconds(sweep::clock()));
+        self.maps.flows.each(|Raw(key), bytes| {
+            let Some(half) = raw::row::<Flow<Address>>(&bytes) else { return Ok(()) };
+            let peer = match key.side == Side::Egress as u8 {
+                true => self.maps.flows.get(&Raw(key.peer(half.address, half.port)))?,
+                false => None,
+            };
+            let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
+            counting.count(&key, &half, peer.as_ref());
+            Ok(())
+        })?;
+        Ok(counting.end(&self.tables()?))
     }
 
     /// Its flows, by inside end.

@@ -5,6 +5,7 @@ pub mod answer;
 pub mod apply;
 pub mod attach;
 pub mod blocks;
+pub mod census;
 pub mod convert;
 pub mod counters;
 pub mod inspect;

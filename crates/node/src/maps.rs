@@ -135,14 +135,28 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     /// All rows.
     pub fn all(&self) -> Result<Vec<(K, V)>, TableError> {
         let mut rows = Vec::new();
+        self.each(|key, row| {
+            rows.push((key, row));
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+
+    /// Looks at all rows; holds [`BATCH_ROWS`] of them at a time.
+    pub fn each(
+        &self,
+        mut look: impl FnMut(K, V) -> Result<(), TableError>,
+    ) -> Result<(), TableError> {
         let mut cursor = Cursor::default();
         // BOUND: the kernel's cursor only goes forward through the buckets.
         loop {
-            let (mut some, next) = self.batch(cursor, BATCH_ROWS)?;
-            rows.append(&mut some);
+            let (some, next) = self.batch(cursor, BATCH_ROWS)?;
+            for (key, row) in some {
+                look(key, row)?;
+            }
             match next {
                 Some(next) => cursor = next,
-                None => return Ok(rows),
+                None => return Ok(()),
             }
         }
     }
