@@ -237,7 +237,8 @@ impl Bank {
 
     fn wants(&mut self, node: &str, ports: u32) {
         let shape = if ports == 1024 { Shape::Aligned } else { Shape::Runs };
-        let demand = Demand { frontends: self.addresses.clone(), ports, shape };
+        let frontends = self.addresses.clone();
+        let demand = Demand { frontends, ports, shape, gives_back: false };
         self.demands.insert(node.to_owned(), vec![demand]);
     }
 
@@ -251,6 +252,7 @@ impl Bank {
                 listeners: &BTreeMap::new(),
                 drained: &BTreeMap::new(),
                 applied: &BTreeMap::from([("n1".to_owned(), u32::MAX)]),
+                silent: &BTreeSet::new(),
                 acknowledged: None,
                 now: self.now,
             },
