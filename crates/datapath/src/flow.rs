@@ -141,7 +141,8 @@ pub enum State {
 /// The state that two halves with these marks show.
 ///
 /// A handshake is complete when both sides have sent a SYN and one of them something after it: the
-/// side that opened owes the last acknowledgement, the other one may stay silent for long.
+/// side that opened owes the last acknowledgement, the other one may stay silent for long. Where
+/// both have opened at once, both acknowledge by a SYN (RFC 9293, 3.5).
 /// Connections whose SYN was not seen are taken as established.
 #[inline(always)]
 pub const fn state(ours: u32, theirs: u32) -> State {
@@ -151,7 +152,8 @@ pub const fn state(ours: u32, theirs: u32) -> State {
     } else if either & mark::FIN != 0 {
         State::Closing
     } else if either & mark::SYN != 0
-        && !(ours & theirs & mark::SYN != 0 && either & mark::DATA != 0)
+        && !(ours & theirs & mark::SYN != 0
+            && (either & mark::DATA != 0 || ours & theirs & mark::ACK != 0))
     {
         State::HalfOpen
     } else {

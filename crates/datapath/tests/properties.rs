@@ -420,12 +420,15 @@ fn limits_hold(gateway: bool, [half_open, closing, reset]: [Ticks; 3]) {
     let timers = SETTINGS.timers(kept);
     let idle = Ticks::from_seconds(1800);
     let (syn, fin, rst, data) = (mark::SYN, mark::FIN, mark::RST, mark::DATA);
+    let ack = mark::ACK;
     for (state, ours, theirs, protocol, wanted) in [
         ("UDP", 0, 0, UDP, idle),
         ("echo", 0, 0, ICMP, idle),
         ("a SYN without an answer", syn, 0, TCP, half_open),
         ("a SYN and data, still without an answer", syn | data, 0, TCP, half_open),
-        ("both SYNs, the last acknowledgement is missing", syn, syn, TCP, half_open),
+        ("both SYNs, the last acknowledgement is missing", syn, syn | ack, TCP, half_open),
+        ("both opened, one has acknowledged", syn | ack, syn, TCP, half_open),
+        ("both opened, both have acknowledged", syn | ack, syn | ack, TCP, idle),
         ("a complete handshake, the server silent", syn | data, syn, TCP, idle),
         ("established", syn | data, syn | data, TCP, idle),
         ("adopted: nobody saw the SYNs", data, data, TCP, idle),

@@ -49,6 +49,9 @@ const EMPTY_NAMES: &[&str] = &[
 /// Marks of unfinished work, in two halves, so that this file does not contain them.
 const UNFINISHED: &[(&str, &str)] = &[("XX", "X"), ("FIX", "ME"), ("TO", "DO")];
 
+/// Names a test for each requirement of the RFCs about NAT; such tests begin with `rfc`.
+const SHEET: &str = "docs/rfc-compliance.md";
+
 #[test]
 fn crates_name_only_whom_they_may() {
     clean(arrows(&metadata()));
@@ -89,6 +92,11 @@ fn links_in_documents_lead_somewhere() {
 #[test]
 fn no_mark_of_unfinished_work_is_left() {
     clean(tree().iter().flat_map(unfinished).collect());
+}
+
+#[test]
+fn the_rfc_sheet_and_the_tests_name_each_other() {
+    clean(sheet(&tree()));
 }
 
 #[test]
@@ -189,6 +197,24 @@ fn a_mark_of_unfinished_work_is_seen() {
         let file = File::new("a.md", &format!("fine\nsome {first}{second} thing\n"));
         assert_eq!(unfinished(&file).len(), 1, "{first}{second}");
     }
+}
+
+#[test]
+fn a_requirement_without_its_test_is_seen() {
+    let tests = "#[test]\nfn rfc1_req1_a() {\n}\n    #[test]\n    #[x]\n    fn b() {}\nfn c() {}\n";
+    let sheet = |row: &str| {
+        let head = "| Requirement | Answer | Shown by |\n| --- | --- | --- |\n";
+        sheet(&[File::new(SHEET, &format!("{head}{row}\n")), File::new("a/tests/x.rs", tests)])
+    };
+    assert_eq!(sheet("| 1: `x` | met | `rfc1_req1_a`, `b` |"), [""; 0]);
+    assert_eq!(
+        sheet("| 1 | met | `rfc1_req1_a` |\n| 2 | met | `c` |"),
+        ["docs/rfc-compliance.md: c is no test"]
+    );
+    assert_eq!(
+        sheet("| 1: `rfc1_req1_a` | not met | |"),
+        ["docs/rfc-compliance.md: rfc1_req1_a is missing"]
+    );
 }
 
 fn package(name: &str, dependencies: Value) -> Value {
@@ -500,6 +526,36 @@ fn unfinished(file: &File) -> Vec<String> {
         }
     }
     complaints
+}
+
+/// Tests that the sheet names and that are not there, and the other way round.
+fn sheet(tree: &[File]) -> Vec<String> {
+    let sheet = tree.iter().find(|file| file.path == Path::new(SHEET));
+    let rows = sheet.map_or("", |file| &file.text).lines().filter(|line| line.starts_with("| "));
+    let named: BTreeSet<&str> = rows
+        .filter_map(|row| row.trim_end_matches('|').rsplit('|').next())
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .collect();
+    let tests: BTreeSet<&str> =
+        tree.iter().filter(|file| file.is("rs")).flat_map(|file| tests(&file.text)).collect();
+    let unknown = named.difference(&tests).map(|name| format!("{SHEET}: {name} is no test"));
+    let owed = tests.iter().filter(|name| name.starts_with("rfc") && !named.contains(*name));
+    unknown.chain(owed.map(|name| format!("{SHEET}: {name} is missing"))).collect()
+}
+
+/// The names of a file's tests.
+fn tests(text: &str) -> Vec<&str> {
+    let mut names = Vec::new();
+    let mut is_test = false;
+    for line in text.lines().map(str::trim) {
+        if line == "#[test]" {
+            is_test = true;
+        } else if let Some(rest) = line.strip_prefix("fn ") {
+            names.extend(rest.split('(').next().filter(|_| is_test));
+            is_test = false;
+        }
+    }
+    names
 }
 
 /// Without `.` and `..`, and without asking the file system.

@@ -86,6 +86,11 @@ impl Host {
         self.tables.counters.borrow()[counter as usize]
     }
 
+    /// Datagrams whose fragments are followed.
+    pub fn fragments(&self) -> usize {
+        self.tables.fragments.borrow().len()
+    }
+
     fn agent(&mut self, frame: &[u8], verdict: Verdict<V4>) -> (Way, Option<Vec<u8>>) {
         match verdict {
             Verdict::Pass(reason) => {
