@@ -42,8 +42,8 @@ pub fn of_ports(
         Protocol::Tcp | Protocol::Udp => format!("{target}:{port}"),
     };
     format!(
-        "node {node}: {} = {total} ports, all in use towards {end} ({protocol}); other destinations \
-         go on. More ports: allocatedOutboundPorts or another outbound IP; fewer flows: keep \
+        "node {node}: {} = {total} ports, all in use towards {end} ({protocol}); other \
+         destinations go on. More ports: allocatedOutboundPorts or another outbound IP; fewer flows: keep \
          connections open",
         sum.join(" + ")
     )
