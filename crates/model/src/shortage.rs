@@ -43,8 +43,8 @@ pub fn of_ports(
     };
     format!(
         "node {node}: {} = {total} ports, all in use towards {end} ({protocol}); other \
-         destinations go on. More ports: allocatedOutboundPorts or another outbound IP; fewer flows: keep \
-         connections open",
+         destinations go on. More ports: allocatedOutboundPorts or another outbound IP; fewer \
+         flows: keep connections open",
         sum.join(" + ")
     )
 }

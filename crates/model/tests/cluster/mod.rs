@@ -3,7 +3,8 @@
 
 use std::net::Ipv4Addr;
 
-use datapath::tables::owner;
+use datapath::protocol;
+use datapath::tables::{LeftoverKey, RuleKey, owner};
 use model::decide::{Outbound, Protocol, decide};
 use model::lease::{Millis, Settings};
 use model::objects::{Object, ObjectKey, Objects};
@@ -192,7 +193,14 @@ pub fn outbound_rule(frontends: &[&str], protocol: &str, ports: u32) -> Value {
 /// The node that a mux sends a TCP packet to a port of a public address to, other than by a rule.
 pub fn mux_target(tables: &MuxTables, vip: [u8; 4], port: u16) -> Option<[u8; 4]> {
     let index = match tables.owner(vip, port) {
-        owner::NONE | owner::RULES => return None,
+        owner::NONE => return None,
+        owner::RULES => {
+            let key =
+                RuleKey { vip, port: port.to_be_bytes(), protocol: protocol::TCP, reserved: 0 };
+            let start = (port - port % 8).to_be_bytes();
+            let left = tables.leftovers.get(&LeftoverKey { vip, start, reserved: [0; 2] });
+            *left.filter(|_| !tables.rules.contains_key(&key))?
+        }
         index => u32::from(index),
     };
     tables.nodes.get(&index).map(|node| node.address)

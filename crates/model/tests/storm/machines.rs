@@ -126,8 +126,8 @@ impl Mux {
     }
 
     /// Reads its tables; the blocks whose owner has changed.
-    pub fn sync(&mut self, objects: &Objects, ledger: &Ledger) -> Vec<(usize, u16)> {
-        let Ok(tables) = mux_tables(objects, &self.name, &self.tables) else { return vec![] };
+    pub fn sync(&mut self, objects: &Objects, ledger: &Ledger, now: Millis) -> Vec<(usize, u16)> {
+        let Ok(tables) = mux_tables(objects, &self.name, &self.tables, now) else { return vec![] };
         self.tables = tables;
         let mut changed = Vec::new();
         self.owners.resize(ledger.vips().max(self.owners.len()), vec![NOBODY; 8192]);

@@ -303,7 +303,7 @@ impl World {
         }
         let mux = &mut self.muxes[index];
         let objects = past.as_deref().unwrap_or(&self.cluster.objects);
-        let changed = mux.sync(objects, &self.ledger);
+        let changed = mux.sync(objects, &self.ledger, now);
         mux.heartbeat = Some(now);
         let (heartbeat, epoch) = (now, mux.tables.epoch);
         let stored = self.cluster.objects.mux_networks.get_mut(&format!("m{index}"));
