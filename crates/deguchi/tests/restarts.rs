@@ -194,6 +194,6 @@ fn an_uninstall_tells_what_it_cuts_and_can_be_taken_back() {
     done(&lab.lab(&["start", "node1"]));
     assert_eq!(seen(), first.address, "it was taken back");
     assert_eq!(connection.ask().unwrap(), first);
-    let said = done(&lab.lab(&["uninstall", "node1", "--drain-for", "1"]));
+    let said = done(&lab.lab(&["uninstall", "node1", "--drain-for", "4"]));
     assert!(said.contains("1 flow was cut"), "{said}");
 }

@@ -66,7 +66,7 @@ pub struct FlowView {
 impl FlowView {
     /// Whether packets of it must be expected: of a closed connection only repetitions come.
     pub fn may_go_on(&self) -> bool {
-        !self.is_over && !(self.is_closed && self.idle_ms > CLOSED_MS)
+        !(self.is_over || self.is_closed && self.idle_ms > CLOSED_MS)
     }
 }
 
