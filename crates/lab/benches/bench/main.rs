@@ -1,9 +1,9 @@
 //! `make bench`: what the programs cost, beside what others cost in the same minute.
 //!
-//! `micro` measures single programs, `occupancy` new flows as ports run out, `refusals` what follows
-//! when none is left, `sweep` the agent's way through its flow table, `router` a forwarding path
-//! beside nftables', `bulk` a download through mux and node. Arguments choose among them; none means
-//! all. Nothing here fails for being slow.
+//! `micro` measures single programs, `occupancy` new flows as ports run out, `refusals` what
+//! follows when none is left, `sweep` the agent's way through its flow table, `router` a forwarding
+//! path beside nftables', `bulk` a download through mux and node. Arguments choose among them; none
+//! means all. Nothing here fails for being slow.
 
 mod bulk;
 mod hosts;

@@ -153,7 +153,7 @@ fn fill(node: &mut Node, ports: u32, servers: u32, rounds: usize) -> Result<Fill
         // Every port there is, for every destination, before the first refusal.
         node.open(plan(&traffic, opened * servers), (ports - opened) * servers)?;
         let further = plan(&traffic, ports * servers);
-        // The first refused flow finds out which ports were taken before the destination was watched.
+        // The first refused flow finds out which ports were taken before the row was there.
         node.send(further, servers)?;
         let before = node.counts()?;
         node.forget_notices()?;

@@ -141,8 +141,7 @@ pub const SERVICE_VIP: Address = [203, 0, 113, 20];
 /// translated port.
 pub const FLOWS_MAX: u32 = 1 << 21;
 
-/// Rows of a table for so many flows. The kernel keeps some free rows for each CPU, so there are a
-/// few more than are needed.
+/// Rows of a table for so many flows, and for those that are opened on top of them.
 pub fn rows(flows: u32) -> u32 {
     (2 * flows + flows / 32).max(FLOW_ENTRIES_DEFAULT)
 }
