@@ -124,7 +124,11 @@ fn status_tells_exactly_what_was_done() {
     let opened = tcp + 1 + usize::from(UDP) + usize::from(allocated) + 1;
     let udp_flows = UDP + allocated;
     let expected = json!({
-        "drops": {"gue_port": TO_GUE_PORT, "ports_exhausted": WITHOUT_PORT, "spoofed_source": FORGED},
+        "drops": {
+            "gue_port": TO_GUE_PORT,
+            "ports_exhausted": WITHOUT_PORT,
+            "spoofed_source": FORGED,
+        },
         "flow_out": opened,
         "flow_in": INBOUND,
         "snatConnections": {

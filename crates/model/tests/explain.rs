@@ -62,6 +62,20 @@ fn a_pod_is_explained_by_its_nodes_address_ports_and_questions() {
 }
 
 #[test]
+fn quotas_are_told_of_pods_and_only_where_there_are_any() {
+    let mut cluster = Cluster::new(json!({"sku": "Basic", "quotas": {"flowsPerPod": 100}}), 1);
+    pod(&mut cluster, "default", "web-1", 1);
+    cluster.settle();
+    let quotas = ask(&cluster, "web-1", None).quotas.unwrap();
+    assert_eq!((quotas.flows_per_pod, quotas.flows_per_namespace), (Some(100), None));
+    assert_eq!(ask(&cluster, "n1", None).quotas, None);
+    let mut cluster = Cluster::new(json!({"sku": "Basic"}), 1);
+    pod(&mut cluster, "default", "web-1", 1);
+    cluster.settle();
+    assert_eq!(ask(&cluster, "web-1", None).quotas, None);
+}
+
+#[test]
 fn what_is_held_is_what_the_muxes_send_back() {
     let mut cluster = Cluster::new(json!({"sku": "Standard"}), 2);
     cluster.own("MuxNetwork", "m1", json!({"address": "10.9.0.1"}));
