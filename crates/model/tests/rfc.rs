@@ -1,6 +1,6 @@
 //! What the RFCs about NAT ask of the decisions about addresses, ports and times: a test for each
-//! requirement, named after it. What is done with a packet is tested in `crates/datapath/tests/rfc`;
-//! `docs/rfc-compliance.md` lists all of them.
+//! requirement, named after it. What is done with a packet is tested in
+//! `crates/datapath/tests/rfc`; `docs/rfc-compliance.md` lists all of them.
 
 mod cluster;
 

@@ -243,8 +243,8 @@ impl Answerer {
     }
 }
 
-/// "Prohibited", as a whole IP packet from the node. It quotes the client's own packet, by which its
-/// kernel finds the socket.
+/// "Prohibited", as a whole IP packet from the node. It quotes the client's own packet, by which
+/// its kernel finds the socket.
 fn prohibited(node: Ipv4Addr, client: Address, quote: &[u8]) -> Vec<u8> {
     let header = usize::from(quote.first().copied().unwrap_or(0) & 0x0f) * 4;
     // RFC 792: the IP header and eight bytes.

@@ -269,8 +269,8 @@ pub fn interface_mtu(socket: BorrowedFd<'_>, interface: &str) -> io::Result<u32>
     Ok(unsafe { request.ifr_ifru.ifru_mtu } as u32)
 }
 
-/// An array in this process's memory, whose rows kernel programs and this process change at the same
-/// time, word by word.
+/// An array in this process's memory, whose rows kernel programs and this process change at the
+/// same time, word by word.
 pub struct Mapped<T> {
     start: NonNull<T>,
     rows: u32,

@@ -324,9 +324,9 @@ impl Sweep {
         Ok(())
     }
 
-    /// Removes both halves; what the other one was, once they are gone. If the first one has changed since it was judged, a packet came or
-    /// another flow has taken its place, and what was taken out goes back; a flow that has lost
-    /// its address goes even if packets still come.
+    /// Removes both halves; what the other one was, once they are gone. If the first one has
+    /// changed since it was judged, a packet came or another flow has taken its place, and what
+    /// was taken out goes back; a flow that has lost its address goes even if packets still come.
     fn remove(
         &mut self,
         key: &FlowKey<Address>,

@@ -1,5 +1,5 @@
-//! What the RFCs about NAT ask for: a test for each requirement, named after it, on one node, packet
-//! by packet. `docs/rfc-compliance.md` lists them all, and what is not met.
+//! What the RFCs about NAT ask for: a test for each requirement, named after it, on one node,
+//! packet by packet. `docs/rfc-compliance.md` lists them all, and what is not met.
 
 #[path = "../rig/mod.rs"]
 mod rig;

@@ -347,7 +347,7 @@ impl Tables {
     /// Allowances of which nothing is used.
     pub fn allowances(&self) -> BTreeMap<u32, Allowance> {
         let row = |(row, limit): (&u32, &u32)| {
-            (*row, Allowance { limit: limit.clone().into(), ..Default::default() })
+            (*row, Allowance { limit: (*limit).into(), ..Default::default() })
         };
         self.limits.iter().map(row).collect()
     }
