@@ -3,8 +3,8 @@
 //!
 //! Uniqueness of tuples is the flow table's business: a port is taken by inserting the reverse
 //! entry. What stands here only makes the search cheap. The first flows to a destination try ports
-//! by chance; the first time that a port is in use already, the destination gets a row: a bitmap
-//! over the node's holding (position = block index * 8 + offset) under a summary, so that a free
+//! by chance; once a search has met several ports in use, the destination gets a row: a bitmap over
+//! the node's holding (position = block index * 8 + offset) under a summary, so that a free
 //! position is found with a handful of reads and a full holding is seen as quickly. Positions
 //! taken before the row was there are unknown to it: each costs one failed try, then it is known.
 //! They are as likely to be drawn as free ones, so they dwindle in step and none is left when the

@@ -430,12 +430,19 @@ impl<'a> Agent<'a> {
 
     /// One step of the sweep.
     fn sweep(&mut self, objects: &Objects) -> Result<()> {
-        let is_early = self.passed.is_some_and(|last| last.elapsed() < PASS_EVERY);
         // Before the programs work with these tables, what stands there is not what happens.
-        if self.attached_to.is_none() || is_early {
+        if self.attached_to.is_none() {
             return Ok(());
         }
-        let passed = self.sweep.step(&self.settings, &self.holding);
+        for destination in self.refusals.destinations() {
+            self.sweep.ask(destination);
+        }
+        let answered = self.sweep.answer(&self.settings, &self.holding);
+        let is_early = self.passed.is_some_and(|last| last.elapsed() < PASS_EVERY);
+        let passed = match answered {
+            Ok(()) if !is_early => self.sweep.step(&self.settings, &self.holding),
+            answered => answered.map(|()| None),
+        };
         let ended = self.sweep.take_ended();
         if !ended.is_empty() {
             self.reset(&ended).context("cannot tell the ends of connections that are over")?;

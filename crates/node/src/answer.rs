@@ -32,7 +32,7 @@ use nix::{
     },
 };
 
-use crate::{maps::Address, raw, source::Refused, stop::Stop};
+use crate::{maps::Address, raw, source::Refused, stop::Stop, sweep::Remote};
 
 /// Answers to one address within a second; further packets are only counted.
 pub const ANSWERS_PER_SECOND_MAX: u32 = 100;
@@ -87,6 +87,16 @@ impl Refusals {
                 Cause::Quota(source) => Refused::Quota { source: source.into(), refused },
             })
             .collect()
+    }
+
+    /// Destinations that were refused since the last report, as the sweep asks for them.
+    pub fn destinations(&self) -> Vec<Remote> {
+        let count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let destination = |cause: &Cause| match cause {
+            Cause::Ports(target, port, protocol) => Some((*target, *port, *protocol)),
+            Cause::Quota(_) => None,
+        };
+        count.keys().filter_map(destination).collect()
     }
 
     fn add(&self, notice: &Notice<Address>) {

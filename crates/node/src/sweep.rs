@@ -5,7 +5,7 @@
 //! themselves when a packet meets it, so a slow sweep costs room and never correctness.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque, hash_map::Entry},
     hash::{BuildHasherDefault, Hasher},
     time::Duration,
 };
@@ -34,10 +34,14 @@ pub const STEP_ROWS_MAX: u32 = 32 * BATCH_ROWS;
 /// CPU time after which a step ends, however few rows it has looked at: a row costs as much as the
 /// memory that it lies in. At a step each quarter of a second this is 4.4 % of one core.
 pub const STEP_TIME_MAX: Duration = Duration::from_millis(11);
+/// CPU time after which looking at destinations that were asked for ends for this time.
+pub const ANSWER_TIME_MAX: Duration = Duration::from_millis(2);
 /// Rows of one kernel call.
 const BATCH_ROWS: u32 = 1024;
 /// Connections that end with RST within one step; more of them end in the next pass.
 pub const ENDED_MAX: usize = 1024;
+/// Destinations that wait for a look out of turn.
+pub const ASKED_MAX: usize = 64;
 
 /// The monotonic clock, as the programs read it.
 pub fn clock() -> u64 {
@@ -106,7 +110,12 @@ pub struct Sweep {
     opened: BTreeMap<u32, u32>,
     /// Connections that are over and whose ends are to be told.
     ended: Vec<Ended>,
+    /// Destinations whose ports are looked at out of turn, and how many blocks that was done for.
+    asked: VecDeque<(Remote, usize)>,
 }
+
+/// A destination: address, port in wire order, IP protocol.
+pub type Remote = (Address, [u8; 2], u8);
 
 /// A connection that is over, and what each of its ends expects next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +189,7 @@ impl Sweep {
             counted: BTreeMap::new(),
             opened: BTreeMap::new(),
             ended: Vec::new(),
+            asked: VecDeque::new(),
         };
         sweep.begin();
         Ok(sweep)
@@ -191,6 +201,59 @@ impl Sweep {
             self.quotas.clone_from(quotas);
             self.begin();
         }
+    }
+
+    /// Asks for a look at the ports of one destination, whose flows are refused for want of them:
+    /// some may be over. [`ASKED_MAX`] at a time; further ones wait for the pass.
+    pub fn ask(&mut self, destination: Remote) {
+        let is_asked = self.asked.iter().any(|(asked, _)| *asked == destination);
+        if self.asked.len() < ASKED_MAX && !is_asked {
+            self.asked.push_back((destination, 0));
+        }
+    }
+
+    /// Looks at the ports of destinations that were asked for, as far as [`ANSWER_TIME_MAX`] goes.
+    pub fn answer(
+        &mut self,
+        settings: &AgentSettings<Address>,
+        holding: &Holding,
+    ) -> Result<(), TableError> {
+        let start = spent();
+        while let Some(((target, port, protocol), looked)) = self.asked.pop_front() {
+            let now = Ticks::from_nanoseconds(clock());
+            let is_echo = protocol == datapath::protocol::ICMP;
+            let mut blocks = holding.blocks.iter().skip(looked).enumerate();
+            // BOUND: the blocks of a holding, BLOCKS_MAX.
+            let late = blocks.find_map(|(done, (vip, first))| {
+                if spent().saturating_sub(start) >= ANSWER_TIME_MAX {
+                    return Some(Ok(looked + done));
+                }
+                for held in first..first + BLOCK_PORTS as u16 {
+                    let key = FlowKey {
+                        source: target,
+                        target: vip,
+                        source_port: if is_echo { [0; 2] } else { port },
+                        target_port: held.to_be_bytes(),
+                        protocol,
+                        side: Side::Ingress as u8,
+                        reserved: [0; 2],
+                    };
+                    let looked = self.flows.get(&Raw(key)).and_then(|found| match found {
+                        Some(bytes) => self.look(settings, holding, &key, &bytes, now),
+                        None => Ok(()),
+                    });
+                    if let Err(problem) = looked {
+                        return Some(Err(problem));
+                    }
+                }
+                None
+            });
+            if let Some(late) = late {
+                self.asked.push_front(((target, port, protocol), late?));
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// Takes the connections that have come to their end since the last call; at most

@@ -297,3 +297,27 @@ fn what_a_pod_has_open_is_counted_against_its_allowances() {
     tables.positions.add_one(&row(1).opened);
     assert_eq!((row(1).used(), row(2).used()), (4, 3));
 }
+
+#[test]
+fn a_refused_destination_gets_its_ports_back_without_a_whole_pass() {
+    let mut tables = Tables::new("asked", 8192);
+    let fingerprint = fingerprint(&SETTINGS, [198, 51, 100, 4], [1, 187], protocol::UDP);
+    let row = tables.positions.row(probe(fingerprint, 0, tables.positions.rows())).unwrap();
+    assert_eq!(tables.positions.claim(&row.fingerprint, fingerprint), fingerprint);
+    for port in 2048u16..2112 {
+        row.take(&tables.positions, u32::from(port - 2048));
+    }
+    let row = probe(fingerprint, 0, tables.positions.rows());
+    for port in 2048..2112 {
+        let silent = if port == 2100 { Ticks::from_seconds(241) } else { Ticks(0) };
+        tables.open(443, port, u32::from(port - 2048), silent);
+        // Another destination's flow is over too, and nobody asks for it.
+        tables.open(444, port, u32::from(port - 2048), Ticks::from_seconds(241));
+    }
+    let mut sweep = tables.sweep();
+    let held = holding(2048..2112);
+    sweep.ask(([198, 51, 100, 4], [1, 187], protocol::UDP));
+    sweep.answer(&SETTINGS, &held).unwrap();
+    assert_eq!(tables.rows(), 2 * (63 + 64));
+    assert_eq!(tables.positions.row(row).unwrap().taken(), 63);
+}
