@@ -1,6 +1,6 @@
 //! What a flow's halves remember, and what is made of it: the rows that the requirements rest on.
 
-use std::cell::Cell;
+use std::{cell::Cell, collections::BTreeSet};
 
 use datapath::{
     V4,
@@ -336,13 +336,58 @@ fn each_protocol_leaves_by_its_own_policy() {
         "policy 3 ports 24+1 flag=whole",
         "holding 8 0 64008-64015",
         "holding 16 0 64016-64023",
-        "holding 24 0 64024-64031",
+        "frontend 1 203.0.113.2",
+        "holding 24 1 64024-64031",
     ]);
     let tcp = node.opens("ip pod > server tcp 40000 > 443 S seq 1");
     let udp = node.opens("ip pod > server udp 40000 > 53");
     let echo = node.opens("ip pod > server echo-request 7 1");
     assert_eq!([tcp, udp, echo].map(|port| (port - 64000) / 8), [0, 1, 2]);
-    node.sends("ip pod > server proto 50 data 40").is("ip vip > server proto 50 data 40");
+    node.sends("ip pod > server proto 50 data 40").is("ip vip2 > server proto 50 data 40");
+}
+
+#[test]
+fn a_policy_never_takes_anothers_ports() {
+    // One word of positions each, side by side.
+    let mut node = Node::with(&[
+        "source 10.244.1.0/24 tcp=0 udp=1 icmp=2 other=2",
+        "policy 0 ports 0+8",
+        "policy 1 ports 8+8",
+        "policy 2 ports 16+8",
+        "holding 0 0 64000-64191",
+    ]);
+    for (low, flow) in [
+        (64000, "tcp PORT > 443 S seq 1"),
+        (64064, "udp PORT > 53"),
+        (64128, "echo-request PORT 1"),
+    ] {
+        let words =
+            |port: u16| format!("ip pod > server {}", flow.replace("PORT", &port.to_string()));
+        let seen: BTreeSet<u16> = (0..64).map(|port| node.opens(&words(40000 + port))).collect();
+        assert_eq!(seen, (low..low + 64).collect());
+        node.sends(&words(50000)).is_refused("ports_exhausted");
+    }
+}
+
+#[test]
+fn a_destination_is_watched_port_by_port_when_ports_are_in_use_not_when_some_are_barred() {
+    // Half of the positions are nobody's.
+    let lines =
+        ["policy 0 ports 0+2", "holding 1 0 64008-64015", "holding 0 0 64000-64007 draining"];
+    let mut node = Node::with(&lines);
+    for server in 1..100 {
+        node.opens(&format!("ip pod > 198.51.100.{server} udp 40000 > 53"));
+    }
+    let watched = |node: &Node| {
+        let tables = &node.host.tables;
+        let rows = (1..tables.positions_rows()).filter_map(|row| tables.positions(row));
+        rows.filter(|row| row.fingerprint.get() != 0).count()
+    };
+    assert_eq!(watched(&node), 0);
+    for port in 1..8 {
+        node.opens(&format!("ip pod > 198.51.100.7 udp {} > 53", 40000 + port));
+    }
+    assert_eq!(watched(&node), 1);
 }
 
 #[test]
