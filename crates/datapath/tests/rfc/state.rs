@@ -5,9 +5,9 @@ use std::{cell::Cell, collections::BTreeSet};
 use datapath::{
     V4,
     agent::AgentTables,
-    flow::{self, LEAP_MAX, UNACKNOWLEDGED_MAX},
+    flow::{self, ALONE, LEAP_MAX, UNACKNOWLEDGED_MAX},
     packet::{ETHERNET, Headers, ipv4},
-    protocol::{TCP, UDP},
+    protocol::{ICMP, TCP, UDP},
     tables::{AgentSettings, Flow, Side, Ticks, Timers, mark},
 };
 
@@ -36,11 +36,9 @@ fn half(marks: u32, sequence: u32, acknowledgement: u32) -> Flow<[u8; 4]> {
     }
 }
 
-/// What a half holds after packets, one after the other.
-fn after(half: &Flow<[u8; 4]>, packets: &[String]) -> (u32, u32, u32) {
-    for packet in packets {
-        flow::see(half, &tcp(packet), Ticks(9), true);
-    }
+/// What a half holds after a packet.
+fn after(half: &Flow<[u8; 4]>, packet: &str) -> (u32, u32, u32) {
+    flow::see(half, &tcp(packet), Ticks(9), true);
     (half.marks.get(), half.sequence.get(), half.acknowledgement.get())
 }
 
@@ -90,7 +88,7 @@ fn a_half_remembers_the_highest_numbers_that_follow_from_what_it_has_seen() {
         (0, 0, 0, "R seq 1010".into(), (RST, 0, 0)),
     ] {
         let half = half(marks, sequence, acknowledgement);
-        assert_eq!(after(&half, &[packet.clone()]), wanted, "{packet} after {marks:#b}");
+        assert_eq!(after(&half, &packet), wanted, "{packet} after {marks:#b}");
         assert_eq!(half.last_seen.get(), 9, "{packet}");
     }
 }
@@ -201,6 +199,74 @@ const SETTINGS: AgentSettings<[u8; 4]> = AgentSettings {
     epoch: 0,
     timers: [Timers::from_seconds(100, 200, 10), Timers::from_seconds(20, 50, 12)],
 };
+
+#[test]
+fn the_state_of_a_flow_says_how_long_it_may_be_silent() {
+    for (gateway, half_open, closing, reset) in [(false, 100, 200, 10), (true, 20, 50, 12)] {
+        limits_hold(gateway, [half_open, closing, reset].map(Ticks::from_seconds));
+    }
+}
+
+fn limits_hold(gateway: bool, [half_open, closing, reset]: [Ticks; 3]) {
+    let kept = if gateway { mark::GATEWAY_TIMERS } else { 0 };
+    let timers = SETTINGS.timers(kept);
+    let idle = Ticks::from_seconds(1800);
+    for (state, ours, theirs, protocol, wanted) in [
+        ("UDP", 0, 0, UDP, idle),
+        ("echo", 0, 0, ICMP, idle),
+        ("a SYN without an answer", SYN, 0, TCP, half_open),
+        ("a SYN and data, still without an answer", SYN | DATA, 0, TCP, half_open),
+        ("both SYNs, the last acknowledgement is missing", SYN, SYN | ACK, TCP, half_open),
+        ("both opened, one has acknowledged", SYN | ACK, SYN, TCP, half_open),
+        ("both opened, both have acknowledged", SYN | ACK, SYN | ACK, TCP, idle),
+        ("a complete handshake, the server silent", SYN | DATA, SYN, TCP, idle),
+        ("established", SYN | DATA, SYN | DATA, TCP, idle),
+        ("adopted: nobody saw the SYNs", DATA, DATA, TCP, idle),
+        ("our FIN", SYN | DATA | FIN, SYN | DATA, TCP, closing),
+        ("their FIN", SYN | DATA, SYN | DATA | FIN, TCP, closing),
+        ("both FINs", SYN | DATA | FIN, SYN | DATA | FIN, TCP, closing),
+        ("our RST", SYN | DATA | RST, SYN | DATA, TCP, reset),
+        ("their RST to a SYN", SYN, RST, TCP, reset),
+        ("RST after FIN", SYN | DATA | FIN | RST, SYN | DATA, TCP, reset),
+    ] {
+        let (ours, theirs) = (ours | kept, theirs | kept);
+        let limit = |ours, theirs| flow::limit(ours, theirs, idle.0, protocol, timers);
+        assert_eq!(limit(ours, theirs), wanted, "{state}");
+        assert_eq!(limit(theirs, ours), wanted, "{state}, other way");
+        let now = Ticks(5);
+        // Also where the clock has wrapped in between.
+        for last in [wanted.0, wanted.0 + 1].map(|age| now.0.wrapping_sub(age)) {
+            let is_over = now.since(Ticks(last)).0 > wanted.0;
+            let one = seen(ours, idle.0, last, 1);
+            let other = seen(theirs, idle.0, last.wrapping_sub(99), 1);
+            for (half, peer) in [(&one, &other), (&other, &one)] {
+                let expired = flow::expired(half, Some(peer), protocol, &SETTINGS, now);
+                assert_eq!(expired, is_over, "{state}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_half_without_its_peer_is_over_after_two_seconds() {
+    let now = Ticks::from_seconds(1000);
+    let stranger = seen(SYN, 1, now.0, 8);
+    for (age, is_over) in [(0, false), (ALONE.0, false), (ALONE.0 + 1, true)] {
+        let one = seen(SYN | DATA, u32::MAX, now.0 - age, 7);
+        assert_eq!(flow::expired(&one, None, TCP, &SETTINGS, now), is_over);
+        assert_eq!(flow::expired(&one, Some(&stranger), TCP, &SETTINGS, now), is_over);
+    }
+    // A reading from a CPU whose clock is ahead is no age at all.
+    for (ahead, is_over) in [(3, false), (u32::MAX / 2 + 1, false), (u32::MAX / 2 + 2, true)] {
+        let one = seen(0, 1, now.0.wrapping_add(ahead), 7);
+        assert_eq!(flow::expired(&one, None, TCP, &SETTINGS, now), is_over, "{ahead}");
+    }
+}
+
+/// A half with an idle time that saw its last packet at a time.
+fn seen(marks: u32, idle: u32, last_seen: u32, generation: u32) -> Flow<[u8; 4]> {
+    Flow { idle, last_seen: Cell::new(last_seen), generation, ..half(marks, 0, 0) }
+}
 
 #[test]
 fn a_half_looks_idle_when_its_flow_may_be_over() {
