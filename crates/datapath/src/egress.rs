@@ -136,7 +136,7 @@ impl Way {
 
     #[inline(always)]
     const fn dropped(reason: Drop) -> Way {
-        Way { kind: Kind::Dropped, reason, ..Way::NONE }
+        Way { reason, ..Way::NONE }
     }
 }
 

@@ -8,9 +8,7 @@ use std::{
 };
 
 use datapath::{
-    checksum,
-    flow::{self, ALONE},
-    gue,
+    checksum, flow, gue,
     packet::{self, Packet},
     positions::{self, Bits, Found, Positions, Run, WORDS},
     protocol::{ICMP, TCP, UDP},
@@ -406,66 +404,4 @@ fn flows_of_many_clients_are_spread_over_the_nodes() {
     let shares: Vec<i32> = nodes.into_values().collect();
     assert_eq!(shares.len(), 2);
     assert!(shares.iter().all(|share| (800..980).contains(share)), "{shares:?}");
-}
-
-#[test]
-fn the_state_of_a_flow_says_how_long_it_may_be_silent() {
-    for (gateway, half_open, closing, reset) in [(false, 240, 240, 15), (true, 30, 65, 16)] {
-        limits_hold(gateway, [half_open, closing, reset].map(Ticks::from_seconds));
-    }
-}
-
-fn limits_hold(gateway: bool, [half_open, closing, reset]: [Ticks; 3]) {
-    let kept = if gateway { mark::GATEWAY_TIMERS } else { 0 };
-    let timers = SETTINGS.timers(kept);
-    let idle = Ticks::from_seconds(1800);
-    let (syn, fin, rst, data) = (mark::SYN, mark::FIN, mark::RST, mark::DATA);
-    let ack = mark::ACK;
-    for (state, ours, theirs, protocol, wanted) in [
-        ("UDP", 0, 0, UDP, idle),
-        ("echo", 0, 0, ICMP, idle),
-        ("a SYN without an answer", syn, 0, TCP, half_open),
-        ("a SYN and data, still without an answer", syn | data, 0, TCP, half_open),
-        ("both SYNs, the last acknowledgement is missing", syn, syn | ack, TCP, half_open),
-        ("both opened, one has acknowledged", syn | ack, syn, TCP, half_open),
-        ("both opened, both have acknowledged", syn | ack, syn | ack, TCP, idle),
-        ("a complete handshake, the server silent", syn | data, syn, TCP, idle),
-        ("established", syn | data, syn | data, TCP, idle),
-        ("adopted: nobody saw the SYNs", data, data, TCP, idle),
-        ("our FIN", syn | data | fin, syn | data, TCP, closing),
-        ("their FIN", syn | data, syn | data | fin, TCP, closing),
-        ("both FINs", syn | data | fin, syn | data | fin, TCP, closing),
-        ("our RST", syn | data | rst, syn | data, TCP, reset),
-        ("their RST to a SYN", syn, rst, TCP, reset),
-        ("RST after FIN", syn | data | fin | rst, syn | data, TCP, reset),
-    ] {
-        let (ours, theirs) = (ours | kept, theirs | kept);
-        let limit = |ours, theirs| flow::limit(ours, theirs, idle.0, protocol, timers);
-        assert_eq!(limit(ours, theirs), wanted, "{state}");
-        assert_eq!(limit(theirs, ours), wanted, "{state}, other way");
-        let now = Ticks(5);
-        // Also where the clock has wrapped in between.
-        for seen in [wanted.0, wanted.0 + 1].map(|age| now.0.wrapping_sub(age)) {
-            let is_over = now.since(Ticks(seen)).0 > wanted.0;
-            let one = half(ours, idle.0, seen, 1);
-            let other = half(theirs, idle.0, seen.wrapping_sub(99), 1);
-            for (half, peer) in [(&one, &other), (&other, &one)] {
-                let expired = flow::expired(half, Some(peer), protocol, &SETTINGS, now);
-                assert_eq!(expired, is_over, "{state}");
-            }
-        }
-    }
-}
-
-#[test]
-fn a_half_without_its_peer_is_over_after_two_seconds() {
-    let now = Ticks::from_seconds(1000);
-    let stranger = half(mark::SYN, 1, now.0, 8);
-    for (age, is_over) in [(0, false), (ALONE.0, false), (ALONE.0 + 1, true)] {
-        let one = half(mark::SYN | mark::DATA, u32::MAX, now.0 - age, 7);
-        assert_eq!(flow::expired(&one, None, TCP, &SETTINGS, now), is_over);
-        assert_eq!(flow::expired(&one, Some(&stranger), TCP, &SETTINGS, now), is_over);
-    }
-    // A reading from a CPU whose clock is ahead is no age at all.
-    assert!(!flow::expired(&half(0, 1, now.0 + 3, 7), None, TCP, &SETTINGS, now));
 }

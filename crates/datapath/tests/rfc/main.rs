@@ -9,6 +9,7 @@ mod rfc5382;
 mod rfc5508;
 mod rfc6888;
 mod rfc7857;
+mod state;
 
 use datapath::{
     agent::AgentTables,

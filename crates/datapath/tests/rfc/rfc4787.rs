@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use datapath::fragment::FRAGMENT_LIFE;
+
 use crate::{Hook, MANY_PORTS, Node, Seen, TWO_ADDRESSES, VIP, VIP2, Way, built, rig, text};
 use rig::{Machine, host::Host, tables::Tables};
 
@@ -233,6 +235,29 @@ fn rfc4787_req14_a_fragment_before_its_first_is_dropped_with_a_reason() {
     let mut node = Node::new();
     node.sends("ip pod > server id 7 frag 9 proto 17 data 64").is_dropped("fragment");
     node.gets("ip server > vip id 7 frag 9 proto 17 data 64").is_dropped("fragment");
+}
+
+#[test]
+fn rfc4787_req14_what_a_first_fragment_has_shown_is_good_for_five_seconds() {
+    let mut node = Node::new();
+    let port = node.opens("ip pod > server udp 40000 > 53");
+    let later = "ip server > vip id 9 frag 9 proto 17 data 64";
+    let first = format!("ip server > vip id 9 mf udp 53 > {port} data 64");
+    let start = node.host.now;
+    node.gets(&first).is("ip server > pod id 9 mf udp 53 > 40000 data 64");
+    let ticks = |ticks: u64| ticks << 20;
+    // Also seen from a CPU whose clock is behind, and long after.
+    for (now, lives) in [
+        (start + 5_000_000_000, true),
+        (start + ticks(u64::from(FRAGMENT_LIFE.0)), true),
+        (start + ticks(u64::from(FRAGMENT_LIFE.0) + 1), false),
+        (start - ticks(3), true),
+        (start + ticks(u64::from(u32::MAX / 2)), false),
+    ] {
+        node.host.now = now;
+        let seen = node.gets(later);
+        assert_eq!(seen.counted("translated_in"), lives, "{now} after {start}");
+    }
 }
 
 #[test]

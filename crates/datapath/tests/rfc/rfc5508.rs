@@ -154,6 +154,24 @@ fn rfc5508_req4_an_error_from_outside_about_nobodys_packet_is_dropped() {
         ))
         .is_dropped("icmp_no_flow");
     }
+    // The frame may be longer than the packet; what stands there is no part of it.
+    for first in [27, 20] {
+        node.gets(&format!(
+            "ip hop > vip icmp 3 1 00000000 [ ip vip > server udp {port} > 53 first {first} ] | pad 9"
+        ))
+        .is_dropped("icmp_no_flow");
+    }
+    // Sound, but of another version of IP.
+    let words =
+        format!("ip hop > vip icmp 3 1 00000000 [ ip vip > server udp {port} > 53 data 4 ]");
+    let at = 14 + 28 + 20 + 8;
+    let frame = built(&format!("gue mux > node {words}"));
+    let sum = u32::from(frame[at + 10]) << 8 | u32::from(frame[at + 11]);
+    // Two more in the first four bits are 0x2000 less in the checksum.
+    let sum = sum + 0xffff - 0x2000;
+    let sum = (sum & 0xffff) + (sum >> 16);
+    node.gets(&format!("{words} | set {at} 65 | set {} {sum:04x}", at + 10))
+        .is_dropped("icmp_no_flow");
     assert_eq!(node.flows(), 1);
 }
 
@@ -197,6 +215,16 @@ fn rfc5508_req5_an_error_from_inside_about_nobodys_packet_is_dropped() {
     ] {
         node.sends(&format!("ip pod > server icmp 3 3 00000000 [ {inner} ]"))
             .is_dropped("icmp_no_flow");
+    }
+    // ICMP messages that are no echo have no identifier, whatever stands in its place.
+    for id in [0, 77] {
+        node.opens(&format!("ip pod > server echo-request {id} 1"));
+        for kind in [5, 13, 14] {
+            node.sends(&format!(
+                "ip pod > server icmp 3 1 00000000 [ ip server > pod icmp {kind} 0 {id:04x}0001 ]"
+            ))
+            .is_dropped("icmp_no_flow");
+        }
     }
     // About a packet of somebody else than it goes to.
     node.sends("ip pod > hop icmp 3 3 00000000 [ ip server > pod udp 53 > 40000 data 4 ]")

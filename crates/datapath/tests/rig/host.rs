@@ -42,6 +42,7 @@ pub struct Rows {
     /// What lives here is never given back: a row that was handed out stays readable, as in the
     /// kernel.
     flows: RefCell<BTreeMap<FlowKey<Address>, &'static Flow<Address>>>,
+    looked_up: Cell<u64>,
     fragments: RefCell<BTreeMap<FragmentKey<Address>, &'static Fragment<Address>>>,
     allowances: BTreeMap<u32, Allowance>,
     positions: Vec<Positions>,
@@ -73,6 +74,7 @@ impl Host {
             maglev: rows_of(&given.maglev),
             mux_fragments: RefCell::default(),
             flows: RefCell::default(),
+            looked_up: Cell::default(),
             fragments: RefCell::default(),
             allowances: given.allowances(),
             positions,
@@ -84,6 +86,11 @@ impl Host {
     /// Reads how often something was counted.
     pub fn counted(&self, counter: u32) -> u64 {
         self.tables.counters.borrow()[counter as usize]
+    }
+
+    /// Reads how often the flow table was asked.
+    pub fn looked_up(&self) -> u64 {
+        self.tables.looked_up.get()
     }
 
     /// Datagrams whose fragments are followed.
@@ -250,6 +257,7 @@ impl AgentTables<V4> for Rows {
     }
 
     fn flow(&self, key: &FlowKey<Address>) -> Option<&Flow<Address>> {
+        self.looked_up.set(self.looked_up.get() + 1);
         self.flows.borrow().get(key).copied()
     }
 
