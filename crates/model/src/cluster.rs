@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 use datapath::tables::Timers;
 use ipnet::IpNet;
@@ -251,10 +252,10 @@ impl FlowTimers {
 pub struct Quotas {
     /// Each pod.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub flows_per_pod: Option<u32>,
+    pub flows_per_pod: Option<NonZeroU32>,
     /// All pods of a namespace together.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub flows_per_namespace: Option<u32>,
+    pub flows_per_namespace: Option<NonZeroU32>,
 }
 
 impl Quotas {

@@ -2,6 +2,8 @@
 
 mod cluster;
 
+use std::num::NonZeroU32;
+
 use cluster::{Cluster, ip};
 use model::decide::{Method, Protocol};
 use model::explain::{ExplainError, Explanation, Question, explain};
@@ -67,7 +69,7 @@ fn quotas_are_told_of_pods_and_only_where_there_are_any() {
     pod(&mut cluster, "default", "web-1", 1);
     cluster.settle();
     let quotas = ask(&cluster, "web-1", None).quotas.unwrap();
-    assert_eq!((quotas.flows_per_pod, quotas.flows_per_namespace), (Some(100), None));
+    assert_eq!((quotas.flows_per_pod, quotas.flows_per_namespace), (NonZeroU32::new(100), None));
     assert_eq!(ask(&cluster, "n1", None).quotas, None);
     let mut cluster = Cluster::new(json!({"sku": "Basic"}), 1);
     pod(&mut cluster, "default", "web-1", 1);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
 
 use datapath::limits::{
     ALLOWANCES_ROWS, BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, PRIVATE_RANGES_MAX, QUOTAS_MAX,
@@ -498,7 +499,7 @@ impl AgentTables {
                 Owner::Pod(_) => flows_per_pod,
                 Owner::Namespace(_) => flows_per_namespace,
             };
-            self.allowances.insert(*row, limit.unwrap_or(0));
+            self.allowances.insert(*row, limit.map_or(0, NonZeroU32::get));
         }
     }
 
