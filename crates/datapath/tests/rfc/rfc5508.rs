@@ -193,10 +193,27 @@ fn rfc5508_req4_an_error_from_outside_is_as_if_there_were_no_translation() {
         let (comes, goes) = error(port, "3 1 00000000", inner);
         node.gets(&comes).is(&goes);
     }
+    // It ends where a checksum would begin; what stands behind it in the frame is no part of it.
+    let (comes, goes) = error(port, "3 1 00000000", "tcp PORT > 443 S seq 5 data 30 first 36");
+    node.gets(&format!("{comes} | pad 9")).is(&format!("{goes} | pad 9"));
     let id = node.opens("ip pod > server echo-request 77 1 data 8");
     let inner = |id: u16| format!("echo-request {id} 1 data 8");
     node.gets(&format!("ip hop > vip icmp 11 0 00000000 [ ip vip > server {} ]", inner(id)))
         .is(&format!("ip hop > pod icmp 11 0 00000000 [ ip pod > server {} ]", inner(77)));
+}
+
+#[test]
+fn rfc5508_req4_an_inner_udp_checksum_is_never_made_zero_which_means_none() {
+    let mut node = Node::new();
+    let port = node.opens("ip pod > server udp 40000 > 53 data 4");
+    // What adds up to zero as the pod sent it, and is sent as ones.
+    let sent = built("ip pod > server udp 40000 > 53 hex 0000");
+    let sum = &sent[14 + 20 + 6..][..2];
+    let inner = format!("udp PORT > 53 hex {:02x}{:02x}", sum[0], sum[1]);
+    let (comes, goes) = error(port, "3 1 00000000", &inner);
+    let quote = 14 + 20 + 8 + 20 + 6;
+    assert_eq!(built(&goes)[quote..quote + 2], [0xff; 2]);
+    node.gets(&comes).is(&goes);
 }
 
 #[test]
