@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab test lint bench fuzz clean
+.PHONY: help setup build lab test lint bench fuzz mutants clean
 
 # cargo installs bpf-linker into its own folder, and ip and nft live in sbin on Debian.
 CARGO_HOME ?= $(HOME)/.cargo
@@ -59,6 +59,11 @@ fuzz: setup ## random packets, manifests, cloud-configs and storms, long (ITERAT
 		--package model --test planner_properties
 	SIM_STEPS=$$(( $${ITERATIONS:-1000000} / 200 )) $(CARGO) test --locked \
 		--package model --test sim --test sim_large -- --nocapture storm
+
+mutants: ## take the packet path's logic apart, piece by piece: a test must fail (an hour, cargo-mutants)
+	$(CARGO) mutants --package datapath --no-shuffle --timeout 60 --output target \
+		$(addprefix --file crates/datapath/src/,flow.rs fragment.rs icmp.rs ingress.rs egress.rs) \
+		--cargo-arg=--locked $(addprefix --cargo-arg=--test=,cases ports rfc)
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -356,6 +356,31 @@ fn a_flow_keeps_what_its_policy_says_even_when_it_is_opened_again() {
 }
 
 #[test]
+fn a_flow_from_outside_keeps_what_its_rule_says() {
+    for (flag, kept) in [("", 0), ("flag=reset", mark::TCP_RESET)] {
+        let mut node = Node::with(&[&format!("service 203.0.113.1:80/tcp {flag} first=0 count=1")]);
+        node.gets("ip client > vip tcp 50000 > 80 S seq 7").frame();
+        assert_eq!(rows(&mut node).map(|row| row.marks), [kept, SYN | kept]);
+    }
+}
+
+#[test]
+fn only_first_fragments_are_kept() {
+    let mut node = Node::new();
+    let port = node.connects(40000);
+    node.gets("ip client > vip tcp 50000 > 80 S seq 7").frame();
+    assert_eq!(node.host.fragments(), 0);
+    node.sends("ip pod > server id 7 mf tcp 40000 > 443 A seq 1001 ack 501 data 12").frame();
+    assert_eq!(node.host.fragments(), 1);
+    let first = format!("ip server > vip id 7 mf tcp 443 > {port} A seq 501 ack 1001 data 12");
+    node.gets(&first).frame();
+    assert_eq!(node.host.fragments(), 2);
+    node.sends("ip pod > server id 7 frag 4 proto 6 data 12").frame();
+    node.gets("ip server > vip id 7 frag 4 proto 6 data 12").frame();
+    assert_eq!(node.host.fragments(), 2);
+}
+
+#[test]
 fn only_the_side_that_opened_a_connection_opens_it_again() {
     let mut node = Node::new();
     let port = node.connects(40000);
