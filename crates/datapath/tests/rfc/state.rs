@@ -11,7 +11,10 @@ use datapath::{
     tables::{AgentSettings, Flow, Side, Ticks, Timers, mark},
 };
 
-use crate::{Machine, Node, built, rig::FlowRow};
+use crate::{
+    Machine, Node, built,
+    rig::{FlowRow, second},
+};
 
 const SYN: u32 = mark::SYN;
 const FIN: u32 = mark::FIN;
@@ -361,6 +364,23 @@ fn a_flow_from_outside_keeps_what_its_rule_says() {
         let mut node = Node::with(&[&format!("service 203.0.113.1:80/tcp {flag} first=0 count=1")]);
         node.gets("ip client > vip tcp 50000 > 80 S seq 7").frame();
         assert_eq!(rows(&mut node).map(|row| row.marks), [kept, SYN | kept]);
+    }
+}
+
+#[test]
+fn connections_of_one_client_are_spread_over_pods_unless_their_service_keeps_them_together() {
+    for (flag, together) in [("", false), ("flag=affinity", true)] {
+        let mut tables = vec![format!("service 203.0.113.1:80/tcp {flag} first=8 count=4")];
+        tables.extend((0..4).map(|pod| format!("endpoint {} 10.244.1.{}:8080", 8 + pod, 20 + pod)));
+        let mut node = Node::with(&tables.iter().map(String::as_str).collect::<Vec<_>>());
+        let mut pod_of = |client: u16, port: u16| {
+            let words = format!("ip 192.0.2.{client} > vip tcp {port} > 80 S seq 7");
+            second::check(node.gets(&words).frame()).expect("a sound packet").target
+        };
+        let of_one: BTreeSet<_> = (0..32).map(|port| pod_of(50, 50000 + port)).collect();
+        assert_eq!(of_one.len(), if together { 1 } else { 4 });
+        let of_all: BTreeSet<_> = (0..32).map(|client| pod_of(100 + client, 50000)).collect();
+        assert_eq!(of_all.len(), 4);
     }
 }
 
