@@ -516,6 +516,17 @@ fn quotas_hold_where_the_settings_say_so() {
         let used = node.host.tables.allowance(1).map(|allowance| allowance.used());
         assert_eq!(used, Some(if most == 2 { 2 } else { 0 }));
     }
+    let mut off = Node::with(&["quota 10.244.1.5 pod=1", "allowance 1 0"]);
+    off.opens("ip pod > server udp 40000 > 53");
+}
+
+#[test]
+fn an_echo_without_a_way_out_is_dropped_for_what_forbids_it() {
+    for (flag, reason) in [("", "no_outbound"), ("flag=drop-echo", "icmp_echo")] {
+        let mut node = Node::with(&["policy 0 refuse", &format!("agent node=10.0.0.11 {flag}")]);
+        node.sends("ip pod > server echo-request 7 1").is_dropped(reason);
+        node.sends("ip pod > server udp 40000 > 53").is_dropped("no_outbound");
+    }
 }
 
 #[test]
