@@ -472,7 +472,7 @@ fn open<T: AgentTables<V4>>(
         place: Place { address: [0; 4], port: [0; 2], position: 0 },
     };
     if policy.segments == 0 || policy.blocks[0].count == 0 {
-        return Way::dropped(Drop::NoLease);
+        return Way::refused(Drop::NoLease, index);
     }
     let row = watched(tables, fingerprint);
     let search = Search {
@@ -487,7 +487,7 @@ fn open<T: AgentTables<V4>>(
     let (end, found) = tables.repeat(STEPS, search);
     match end {
         Outcome::Found => {}
-        Outcome::TableFull => return Way::dropped(Drop::FlowTableFull),
+        Outcome::TableFull => return Way::refused(Drop::FlowTableFull, index),
         Outcome::Looking | Outcome::Full if headers.transport == Transport::Other => {
             return Way::dropped(Drop::ProtocolInUse);
         }
@@ -513,7 +513,7 @@ fn open<T: AgentTables<V4>>(
                 // Another CPU opened the same flow in the same moment: its port it is.
                 (NotInserted::Exists, Some(other)) => Way::leave_as(other.address, other.port),
                 (NotInserted::Exists, None) => Way::dropped(Drop::NoFlow),
-                (NotInserted::Full, _) => Way::dropped(Drop::FlowTableFull),
+                (NotInserted::Full, _) => Way::refused(Drop::FlowTableFull, index),
             }
         }
     }

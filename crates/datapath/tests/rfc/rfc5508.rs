@@ -156,10 +156,9 @@ fn rfc5508_req4_an_error_from_outside_about_nobodys_packet_is_dropped() {
     }
     // The frame may be longer than the packet; what stands there is no part of it.
     for first in [27, 20] {
-        node.gets(&format!(
-            "ip hop > vip icmp 3 1 00000000 [ ip vip > server udp {port} > 53 first {first} ] | pad 9"
-        ))
-        .is_dropped("icmp_no_flow");
+        let quote = format!("[ ip vip > server udp {port} > 53 first {first} ]");
+        node.gets(&format!("ip hop > vip icmp 3 1 00000000 {quote} | pad 9"))
+            .is_dropped("icmp_no_flow");
     }
     // Sound, but of another version of IP.
     let words =
@@ -328,6 +327,12 @@ fn rfc5508_req8_who_cannot_open_a_flow_is_told() {
         node.sends(&format!("ip pod2 > server {words}")).is_refused("quota_exceeded");
     }
     assert_eq!(node.flows(), 24);
+
+    let mut node = Node::with(&["agent node=10.0.0.11 flow-entries=2"]);
+    node.opens("ip pod > server udp 40000 > 53");
+    node.sends("ip pod > server udp 40001 > 53").is_refused("flow_table_full");
+    let mut node = Node::with(&["policy 0 ports"]);
+    node.sends("ip pod > server udp 40000 > 53").is_refused("no_lease");
 }
 
 #[test]

@@ -545,6 +545,6 @@ fn a_segment_size_is_lowered_in_syns_alone_and_only_where_a_size_is_set() {
 fn a_policy_without_ports_has_no_lease() {
     for ports in ["", "0+0"] {
         let mut node = Node::with(&[&format!("policy 0 ports {ports}")]);
-        node.sends("ip pod > server udp 40000 > 53").is_dropped("no_lease");
+        node.sends("ip pod > server udp 40000 > 53").is_refused("no_lease");
     }
 }
