@@ -269,7 +269,7 @@ struct Step<'a> {
     lost: BTreeSet<String>,
 }
 
-impl Step<'_> {
+impl<'a> Step<'a> {
     fn end_rests(&mut self) {
         let situation = self.situation;
         self.books.resting.retain(|resting| {
@@ -520,31 +520,32 @@ impl Step<'_> {
     }
 
     fn meet_demands(&mut self) -> BTreeMap<String, Refusal> {
-        let demands = self.situation.demands;
-        let mut short: Vec<(u32, &String, &Demand)> = demands
-            .iter()
-            .flat_map(|(node, demands)| demands.iter().map(move |demand| (node, demand)))
-            .map(|(node, demand)| (self.held(node, demand), node, demand))
-            .filter(|(held, _, demand)| *held < demand.ports())
-            .collect();
+        let short = self.short();
         if short.is_empty() {
             return BTreeMap::new();
         }
-        // Who holds least is served first: newcomers before nodes that grow.
-        short.sort_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)));
         let mut free = self.free_ports();
-        for (_, node, demand) in &short {
+        for (_, node, demand) in short {
             self.take_back_drain(node, demand);
             self.take(node, demand, &mut free);
             self.exchange(node, demand, &mut free);
         }
-        let still_short: Vec<(u32, &String, &Demand)> = short
-            .into_iter()
-            .map(|(_, node, demand)| (self.held(node, demand), node, demand))
-            .filter(|(held, _, demand)| *held < demand.ports())
-            .collect();
+        let still_short = self.short();
         self.squeeze(&still_short);
         self.refusals(&still_short)
+    }
+
+    /// What is held for demands that ask for more. Who holds least is served first: newcomers
+    /// before nodes that grow.
+    fn short(&self) -> Vec<(u32, &'a String, &'a Demand)> {
+        let demands = self.situation.demands.iter();
+        let mut short: Vec<_> = demands
+            .flat_map(|(node, demands)| demands.iter().map(move |demand| (node, demand)))
+            .map(|(node, demand)| (self.held(node, demand), node, demand))
+            .filter(|(held, _, demand)| *held < demand.ports())
+            .collect();
+        short.sort_by_key(|(held, node, _)| (*held, *node));
+        short
     }
 
     fn free_ports(&self) -> BTreeMap<Ipv4Addr, Free> {
@@ -618,19 +619,22 @@ impl Step<'_> {
     /// A node that holds as many ranges as it may, and too few ports, gives small ranges for
     /// larger ones.
     fn exchange(&mut self, node: &str, demand: &Demand, free: &mut BTreeMap<Ipv4Addr, Free>) {
-        if self.missing(node, demand) == 0 || self.staying(node) < RANGES_MAX {
+        if self.staying(node) < RANGES_MAX {
             return;
         }
         // BOUND: each exchange leaves one small range less.
         for _ in 0..RANGES_MAX {
             let missing = self.missing(node, demand);
+            if missing == 0 {
+                break;
+            }
             let leases = self.books.held.get(node).into_iter().flatten();
             let smallest = leases
                 .filter(|lease| !lease.is_leaving())
                 .filter(|lease| demand.frontends.contains(&lease.range.address))
                 .map(|lease| lease.range)
                 .min_by_key(PortRange::ports);
-            let Some(smallest) = smallest.filter(|_| missing > 0) else { break };
+            let Some(smallest) = smallest else { break };
             let larger = demand.frontends.iter().find_map(|address| {
                 let mut rest = free.get(address)?.clone();
                 let range = rest.take(demand.shape, missing + smallest.ports(), 1).pop()?;
@@ -659,13 +663,9 @@ impl Step<'_> {
                 continue;
             }
             // Who can best do without comes first.
-            let mut surplus: BTreeSet<(Reverse<u32>, String)> = self
-                .books
-                .held
-                .keys()
-                .map(|node| (Reverse(self.surplus(node, demand)), node.clone()))
-                .filter(|(ports, _)| ports.0 > 0)
-                .collect();
+            let nodes = self.books.held.keys();
+            let mut surplus: BTreeSet<(Reverse<u32>, String)> =
+                nodes.map(|node| (Reverse(self.surplus(node, demand)), node.clone())).collect();
             while missing > 0
                 && let Some((_, node)) = surplus.pop_first()
             {
@@ -673,10 +673,7 @@ impl Step<'_> {
                 let Some(range) = self.spare(&node, demand, ports) else { continue };
                 missing = missing.saturating_sub(range.ports());
                 self.drain(&node, range, None);
-                let left = self.surplus(&node, demand);
-                if left > 0 {
-                    surplus.insert((Reverse(left), node));
-                }
+                surplus.insert((Reverse(self.surplus(&node, demand)), node));
             }
         }
     }

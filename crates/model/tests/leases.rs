@@ -5,7 +5,10 @@ mod books;
 use std::collections::BTreeSet;
 
 use books::{A, B, World};
-use model::lease::{Drained, Lease, LeaseState, PortRange, Refusal, Settings, Shape, table_ports};
+use model::lease::{
+    Awaits, Drained, Lease, LeaseState, Millis, PortRange, Refusal, Resting, Settings, Shape,
+    table_ports,
+};
 
 #[test]
 fn the_table_halves_at_each_tier() {
@@ -466,13 +469,16 @@ fn a_refusal_states_the_formula_and_the_numbers() {
 
 #[test]
 fn the_first_frontend_with_room_is_taken() {
-    let mut world = World::narrow(1024, 3071);
+    // The first one has 512 ports left for the third node.
+    let mut world = World::narrow(1024, 3583);
     for node in ["n1", "n2", "n3"] {
         world.wants(node, &[A, B], 1024, Shape::Aligned);
     }
     world.settle();
-    let address = |node: &str| world.leases(node)[0].range.address;
-    assert_eq!([address("n1"), address("n2"), address("n3")], [A, A, B]);
+    let addresses = |node: &str| -> Vec<_> {
+        world.leases(node).iter().map(|lease| lease.range.address).collect()
+    };
+    assert_eq!(["n1", "n2", "n3"].map(addresses), [[A], [A], [B]]);
 }
 
 #[test]
@@ -532,11 +538,8 @@ fn a_grant_of_what_another_node_holds_goes_before_anybody_uses_it() {
     give(&mut world, "n2", &[(2048, 1024, 6, Granted)]);
     give(&mut world, "n3", &[(4096, 1024, 6, Granted), (6144, 512, 3, Draining)]);
     let rests = PortRange { address: A, start: 4096, length: 512 };
-    world.books.resting = vec![model::lease::Resting {
-        range: rests,
-        until: world.now.plus_seconds(60),
-        awaits: None,
-    }];
+    world.books.resting =
+        vec![Resting { range: rests, until: world.now.plus_seconds(60), awaits: None }];
     world.settle();
     assert_eq!(world.ranges("n1"), [(2048, 1024)]);
     for node in ["n2", "n3"] {
@@ -625,20 +628,24 @@ fn ports_on_demand_are_given_back_without_anybody_asking() {
 #[test]
 fn rests_that_follow_each_other_and_end_together_are_one() {
     let mut world = World::new();
-    world.table(1);
+    let now = world.now;
+    let rest = |address, start, length, seconds, awaits: Option<&str>| Resting {
+        range: PortRange { address, start, length },
+        until: now.plus_seconds(seconds),
+        awaits: awaits.map(|node| Awaits { node: node.into(), epoch: 1 }),
+    };
+    world.books.resting = vec![
+        rest(A, 1024, 8, 10, None),
+        rest(A, 1032, 16, 10, None),
+        rest(A, 1048, 8, 10, Some("n1")),
+        rest(A, 1056, 8, 11, Some("n1")),
+        rest(A, 1072, 8, 11, Some("n1")),
+        rest(B, 1080, 8, 11, Some("n1")),
+    ];
+    let apart = world.books.resting[2..].to_vec();
     world.settle();
-    world.settle();
-    world.wants("n0000", &[B], 1024, Shape::Aligned);
-    world.settle();
-    let lease =
-        world.leases("n0000").iter().find(|lease| lease.range.address == A).unwrap().clone();
-    let block = |start| PortRange { start, length: 8, ..lease.range };
-    let drained = [0, 8, 24].map(|offset| block(lease.range.start + offset));
-    let report = |range| Drained { range, epoch: lease.epoch };
-    world.drained.insert("n0000".into(), drained.map(report).to_vec());
-    world.settle();
-    let lengths: Vec<u16> = world.books.resting.iter().map(|rest| rest.range.length).collect();
-    assert_eq!(lengths, [16, 8]);
+    assert_eq!(world.books.resting[0], rest(A, 1024, 24, 10, None));
+    assert_eq!(world.books.resting[1..], apart);
 }
 
 #[test]
@@ -656,4 +663,125 @@ fn ports_that_are_not_handed_out_any_more_drain_and_nobody_waits_for_them() {
     world.wants("n2", &[A], 768, Shape::Aligned);
     let refusal = world.settle().refusals.remove("n2").unwrap();
     assert!(matches!(refusal, Refusal::Waiting { draining: 256, resting: 0, .. }), "{refusal}");
+}
+
+#[test]
+fn a_second_has_a_thousand_milliseconds() {
+    assert_eq!(Millis(7).plus_seconds(3), Millis(3007));
+}
+
+#[test]
+fn a_range_ends_before_the_port_after_its_last() {
+    let range = PortRange { address: A, start: 1024, length: 8 };
+    let inside: Vec<u16> = (1000..1100).filter(|port| range.contains(*port)).collect();
+    assert_eq!(inside, (1024..1032).collect::<Vec<u16>>());
+    assert_eq!(range.to_string(), "203.0.113.1:1024-1031");
+}
+
+#[test]
+fn nobody_waits_for_ports_around_a_listener() {
+    let mut world = World::narrow(1024, 2047);
+    world.wants("n1", &[A], 1024, Shape::Runs);
+    world.settle();
+    world.demands.clear();
+    world.wants("n2", &[A], 1016, Shape::Runs);
+    world.listeners.insert(A, BTreeSet::from([1030]));
+    let refusal = world.settle().refusals.remove("n2").unwrap();
+    assert!(matches!(refusal, Refusal::Waiting { draining: 0, resting: 1016, .. }), "{refusal}");
+}
+
+#[test]
+fn a_node_gives_all_that_others_are_short_of_and_nothing_of_another_method() {
+    let mut world = World::narrow(1024, 2047);
+    world.wants("n1", &[B], 0, Shape::Aligned);
+    let on = |address, start| {
+        let range = PortRange { address, start, length: 512 };
+        Lease::new(range, 1, LeaseState::Usable)
+    };
+    world.books.held.insert("n1".into(), vec![on(A, 1024), on(B, 1024), on(B, 1536)]);
+    let mut of_a = world.demands["n1"][0].clone();
+    (of_a.frontends, of_a.ports) = (vec![A], 512);
+    world.demands.get_mut("n1").unwrap().push(of_a);
+    world.wants("n2", &[B], 1024, Shape::Aligned);
+    world.settle();
+    let leaving = |lease: &Lease| (lease.range.address, lease.range.start, lease.is_leaving());
+    let leases: Vec<_> = world.leases("n1").iter().map(leaving).collect();
+    assert_eq!(leases, [(A, 1024, false), (B, 1024, true), (B, 1536, true)]);
+}
+
+#[test]
+fn only_whole_blocks_between_the_first_and_the_last_port_are_handed_out() {
+    let whole = |first_port, last_port| {
+        let range = Settings { first_port, last_port, ..Settings::default() }.whole(A);
+        (range.start, range.length)
+    };
+    assert_eq!(whole(1025, 1054), (1032, 16));
+    assert_eq!(whole(1024, 1055), (1024, 32));
+    assert_eq!(whole(1025, 1030).1, 0);
+    // A length is 16 bits: the last block of all is left out.
+    assert_eq!(whole(0, u16::MAX), (0, 65_528));
+}
+
+#[test]
+fn no_more_is_taken_back_of_what_drains_than_is_missing() {
+    use LeaseState::{Draining, Usable};
+    let mut world = World::new();
+    world.wants("n1", &[A], 768, Shape::Aligned);
+    let drains = [(1024, 512), (2048, 512), (3072, 256)];
+    give(&mut world, "n1", &drains.map(|(start, length)| (start, length, 1, Draining)));
+    world.settle();
+    let states: Vec<_> = world.leases("n1").iter().map(|lease| lease.state).collect();
+    assert_eq!(states, [Usable, Draining, Usable]);
+}
+
+#[test]
+fn what_one_frontend_cannot_give_comes_from_the_next() {
+    let mut world = World::narrow(1024, 1535);
+    world.wants("n1", &[A, B], 768, Shape::Aligned);
+    world.settle();
+    let ranges: Vec<String> =
+        world.leases("n1").iter().map(|lease| lease.range.to_string()).collect();
+    assert_eq!(ranges, ["203.0.113.1:1024-1535", "203.0.113.2:1280-1535"]);
+}
+
+#[test]
+fn a_node_holds_64_ranges_however_many_frontends_it_has() {
+    for shape in [Shape::Aligned, Shape::Runs] {
+        let mut world = World::narrow(1024, 2047);
+        // Every second block has a listener: each address has 64 blocks left.
+        let listeners: BTreeSet<u16> = (1024..2048).step_by(16).collect();
+        world.listeners = [A, B].map(|address| (address, listeners.clone())).into();
+        world.wants("n1", &[A, B], 1024, shape);
+        let refusal = world.settle().refusals.remove("n1").unwrap();
+        assert_eq!(world.leases("n1").len(), 64);
+        assert!(matches!(refusal, Refusal::TooManyRanges { held: 512, .. }), "{refusal}");
+        // None is given for another one of its size.
+        assert!(world.books.resting.is_empty());
+    }
+}
+
+#[test]
+fn runs_come_from_the_highest_gap_that_has_room_else_from_the_largest() {
+    // Gaps of 128, 128 and 32 ports.
+    let mut world = World::narrow(1024, 1327);
+    world.listeners.insert(A, BTreeSet::from([1152, 1288]));
+    world.wants("n1", &[A], 64, Shape::Runs);
+    world.wants("n2", &[A], 200, Shape::Runs);
+    world.settle();
+    assert_eq!(world.ranges("n1"), [(1224, 64)]);
+    assert_eq!(world.ranges("n2"), [(1024, 128), (1160, 64), (1320, 8)]);
+}
+
+#[test]
+fn no_more_is_squeezed_out_than_is_short_and_not_underway() {
+    use LeaseState::{Draining, Usable};
+    let mut world = World::narrow(1024, 3071);
+    world.wants("n1", &[A], 512, Shape::Aligned);
+    world.wants("n2", &[A], 1024, Shape::Aligned);
+    give(&mut world, "n1", &[(1024, 1024, 1, Usable), (2048, 512, 1, Usable)]);
+    give(&mut world, "n2", &[(2560, 512, 1, Usable)]);
+    for _ in 0..2 {
+        world.settle();
+        assert_eq!((world.ports("n1", Usable), world.ports("n1", Draining)), (1024, 512));
+    }
 }
