@@ -19,9 +19,9 @@ use serde_json::{Value, json};
 
 #[test]
 fn rfc4787_req3a_no_system_port_is_ever_leased() {
-    // A whole address for one node, and what the table gives to fifty.
+    // All that one node may get of an address, and what the table gives to fifty.
     let mut bank = Bank::new(&["203.0.113.1"]);
-    bank.wants("n1", 64_000);
+    bank.wants("n1", 65_536);
     bank.settle();
     assert_eq!(bank.ports("n1"), 64_000);
     assert!(bank.held("n1").iter().all(|lease| lease.range.start >= 1024));
