@@ -60,10 +60,16 @@ fuzz: setup ## random packets, manifests, cloud-configs and storms, long (ITERAT
 	SIM_STEPS=$$(( $${ITERATIONS:-1000000} / 200 )) $(CARGO) test --locked \
 		--package model --test sim --test sim_large -- --nocapture storm
 
-mutants: ## take the packet path's logic apart, piece by piece: a test must fail (an hour, cargo-mutants)
-	$(CARGO) mutants --package datapath --no-shuffle --timeout 60 --output target \
+# Some mutants are the same program and some never end, which cargo-mutants calls a failure.
+mutants: ## take the packet path and the leases apart, piece by piece: a test must fail (cargo-mutants)
+	mkdir -p target/leases
+	-$(CARGO) mutants --package datapath --no-shuffle --timeout 60 --output target \
 		$(addprefix --file crates/datapath/src/,flow.rs fragment.rs icmp.rs ingress.rs egress.rs) \
 		--cargo-arg=--locked $(addprefix --cargo-arg=--test=,cases ports rfc)
+	-PROPTEST_CASES=32 $(CARGO) mutants --package model --no-shuffle --timeout 60 \
+		--output target/leases --cargo-arg=--locked \
+		$(addprefix --file crates/model/src/,lease.rs ports.rs allocation.rs) \
+		$(addprefix --cargo-arg=--test=,leases leases_properties rfc)
 
 clean: ## remove what was built
 	$(CARGO) clean
