@@ -49,6 +49,8 @@ pub mod limits {
     pub const PRIVATE_RANGES_MAX: u32 = 256;
     /// VIPs that a node or mux knows.
     pub const VIPS_MAX: u32 = 1_024;
+    /// Rows in which a mux looks for a VIP first.
+    pub const NEAR_VIPS_ROWS: u32 = 4_096;
     /// Muxes that a node or mux takes packets from.
     pub const MUXES_MAX: u32 = 64;
     /// Service ports that a node or mux serves.

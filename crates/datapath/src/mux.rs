@@ -14,8 +14,8 @@ use crate::{
     packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport},
     protocol,
     tables::{
-        Fragment, FragmentKey, LeftoverKey, MuxSettings, Node, Owners, Rule, RuleKey, Side, Ticks,
-        Vip, owner, rule_flag,
+        Fragment, FragmentKey, LeftoverKey, MuxSettings, NearVip, Node, Owners, Rule, RuleKey,
+        Side, Ticks, Vip, owner, rule_flag,
     },
     verdict::MuxVerdict,
 };
@@ -26,6 +26,8 @@ type Address = [u8; 4];
 pub trait MuxTables {
     /// The one row of settings.
     fn settings(&self) -> Option<&MuxSettings<Address>>;
+    /// A row in which one VIP may be found without its key.
+    fn near_vip(&self, row: u32) -> Option<&NearVip<Address>>;
     /// The VIP's row.
     fn vip(&self, address: &Address) -> Option<&Vip>;
     /// A row of owners.
@@ -102,7 +104,7 @@ fn decide<P: Packet + ?Sized, T: MuxTables>(
     // The cheap question first: whatever is not for a VIP is the machine's own business, even
     // where its headers would not please us. But for what other muxes hand over.
     let Some(target) = packet.read::<4>(ETHERNET + 16) else { return Err(Drop::Malformed) };
-    let Some(vip) = tables.vip(&target) else {
+    let Some(vip) = vip(tables, target) else {
         return match gue::sender(packet, settings.address, settings.gue_port) {
             None => Ok(MuxVerdict::Pass(Pass::NotVip)),
             Some(sender) => handed_over(packet, tables, settings, sender, now),
@@ -119,13 +121,20 @@ fn decide<P: Packet + ?Sized, T: MuxTables>(
         let outer = to_gateway(settings, target, headers.total, headers.tos, hash.into())?;
         return Ok(MuxVerdict::Wrap { outer, event });
     }
-    let way = way(packet, tables, settings, &headers, vip)?;
+    let way = way(packet, tables, settings, &headers, &vip)?;
     if headers.total > room {
         return too_big(packet, &headers, room);
     }
     let node = node(tables, way.node)?;
     let outer = to_gateway(settings, node, headers.total, headers.tos, way.hash as u32)?;
     Ok(MuxVerdict::Wrap { outer, event: way.event })
+}
+
+/// The VIP with this address.
+#[inline(always)]
+fn vip<T: MuxTables>(tables: &T, address: Address) -> Option<Vip> {
+    let near = tables.near_vip(NearVip::row(address)).and_then(|near| near.of(address));
+    near.or_else(|| tables.vip(&address).copied())
 }
 
 /// Decides about what another mux, `sender`, hands over.
@@ -159,7 +168,7 @@ fn cut<P: Packet + ?Sized, T: MuxTables>(
     now: impl Fn() -> u64,
 ) -> Result<Hop, Drop> {
     let headers = packet::ipv4(packet, ip)?;
-    let Some(vip) = tables.vip(&headers.target).filter(|_| headers.fragment) else {
+    let Some(vip) = vip(tables, headers.target).filter(|_| headers.fragment) else {
         return Err(Drop::NotFragment);
     };
     let key = fragment::key(&headers, Side::Ingress);
@@ -183,7 +192,7 @@ fn cut<P: Packet + ?Sized, T: MuxTables>(
             (target.ok_or(Drop::Fragment)?, Event::WrappedFragment)
         }
         _ => {
-            let way = direct(tables, settings, &headers, vip)?;
+            let way = direct(tables, settings, &headers, &vip)?;
             let address = node(tables, way.node)?;
             tables.keep_fragment(&key, Fragment { address, seen: ticks.0 });
             (address, way.event)

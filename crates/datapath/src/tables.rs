@@ -7,7 +7,7 @@
 
 use core::cell::Cell;
 
-use crate::limits::SEGMENTS_MAX;
+use crate::limits::{NEAR_VIPS_ROWS, SEGMENTS_MAX};
 
 /// A row that may cross into the kernel byte by byte: `repr(C)`, no hidden padding, every bit
 /// pattern valid.
@@ -509,6 +509,21 @@ pub struct Vip {
     pub whole: u32,
 }
 
+/// A VIP in the one row of the `near_vips` array where it can be ([`NearVip::row`]): a program reads
+/// an array without a call into the kernel. Of VIPs that share a row one has it; the others are
+/// found by their key.
+// Eight bytes, which change at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct NearVip<A> {
+    /// The VIP.
+    pub address: A,
+    /// [`Vip::index`] and one more; 0 in a row that is empty.
+    pub number: u16,
+    /// [`Vip::whole`].
+    pub whole: u16,
+}
+
 impl<A> Row for FlowKey<A> {}
 impl<A> Row for Flow<A> {}
 impl Row for Source {}
@@ -529,6 +544,29 @@ impl<A> Row for LeftoverKey<A> {}
 impl Row for Rule {}
 impl<A> Row for AllowedSource<A> {}
 impl Row for Vip {}
+impl<A> Row for NearVip<A> {}
+
+impl NearVip<[u8; 4]> {
+    /// The row of a VIP.
+    #[inline(always)]
+    pub const fn row(address: [u8; 4]) -> u32 {
+        // Addresses one after the other come to lie far apart (Knuth, TAOCP 3, 6.4).
+        let spread = u32::from_be_bytes(address).wrapping_mul(0x9e37_79b1);
+        spread >> (NEAR_VIPS_ROWS.leading_zeros() + 1)
+    }
+
+    /// What stands in the row of a VIP that has it.
+    pub const fn new(address: [u8; 4], vip: Vip) -> Self {
+        NearVip { address, number: vip.index as u16 + 1, whole: vip.whole as u16 }
+    }
+
+    /// The VIP's own row, if this one is of that address.
+    #[inline(always)]
+    pub fn of(&self, address: [u8; 4]) -> Option<Vip> {
+        (self.address == address && self.number != 0)
+            .then(|| Vip { index: self.number as u32 - 1, whole: self.whole as u32 })
+    }
+}
 
 impl<A: Copy> FlowKey<A> {
     /// The key of the other half of the flow whose half at this key writes `address` and `port`.

@@ -12,7 +12,7 @@ use datapath::{
     packet::{self, Packet},
     positions::{self, Bits, Found, Positions, Run, WORDS},
     protocol::{ICMP, TCP, UDP},
-    tables::{AgentSettings, Flow, FlowKey, MuxSettings, Side, Ticks, Timers, mark},
+    tables::{AgentSettings, Flow, FlowKey, MuxSettings, NearVip, Side, Ticks, Timers, Vip, mark},
 };
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use proptest::{collection::vec, prelude::*, test_runner::FileFailurePersistence};
@@ -122,11 +122,36 @@ fn half(marks: u32, idle: u32, seen: u32, generation: u32) -> Flow<[u8; 4]> {
     }
 }
 
+#[test]
+fn vips_next_to_each_other_have_rows_of_their_own() {
+    for first in (0..=u32::MAX - 255).step_by((1 << 20) + 1) {
+        let rows: BTreeSet<u32> =
+            (first..=first + 255).map(|vip| NearVip::row(vip.to_be_bytes())).collect();
+        assert_eq!(rows.len(), 256, "from {first:#x}");
+        assert!(rows.last() < Some(&datapath::limits::NEAR_VIPS_ROWS));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         ..ProptestConfig::default()
     })]
+
+    #[test]
+    fn a_near_row_is_of_its_own_vip_only(
+        address: [u8; 4],
+        other: [u8; 4],
+        index in 0..datapath::limits::VIPS_MAX,
+        whole in 0..datapath::limits::NODES_MAX,
+    ) {
+        let vip = Vip { index, whole };
+        let row = NearVip::new(address, vip);
+        prop_assert_eq!(row.of(address), Some(vip));
+        prop_assert_eq!(row.of(other), (other == address).then_some(vip));
+        prop_assert_eq!(NearVip::default().of(address), None);
+        prop_assert_eq!(NearVip::default().of([0; 4]), None);
+    }
 
     #[test]
     fn parsing_never_panics_and_never_reads_behind_the_frame(

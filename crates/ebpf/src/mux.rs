@@ -125,6 +125,11 @@ impl MuxTables for Kernel {
     }
 
     #[inline(always)]
+    fn near_vip(&self, row: u32) -> Option<&NearVip<Address>> {
+        NEAR_VIPS.get(row)
+    }
+
+    #[inline(always)]
     fn vip(&self, address: &Address) -> Option<&Vip> {
         // SAFETY: user space replaces rows whole.
         unsafe { VIPS.get(address) }

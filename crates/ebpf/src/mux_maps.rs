@@ -15,6 +15,10 @@ pub static SETTINGS: Array<MuxSettings<Address>, 1> = Array::new();
 #[btf_map(name = "vips")]
 pub static VIPS: HashMap<Address, Vip, { VIPS_MAX as usize }> = HashMap::new();
 
+/// The same VIPs, as far as each has a row to itself.
+#[btf_map(name = "near_vips")]
+pub static NEAR_VIPS: Array<NearVip<Address>, { NEAR_VIPS_ROWS as usize }> = Array::new();
+
 /// (VIP, port / 8) -> node, four to a row: 16 KiB for each VIP.
 #[btf_map(name = "owners")]
 pub static OWNERS: Array<Owners, { (VIPS_MAX * owner::ROWS_PER_VIP) as usize }> = Array::new();

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use cluster::{Cluster, mux_target, node_address};
-use datapath::tables::{Translation, block_flag, owner};
+use datapath::tables::{NearVip, Translation, block_flag, owner};
 use model::lease::{Drained, Millis};
 use model::objects::{Kind, Objects};
 use model::pods::endpoint_slices;
@@ -524,6 +524,11 @@ fn check_mux(tables: &MuxTables) {
                 assert!(known, "row {row} names node {entry}");
             }
         }
+    }
+    for (row, near) in &tables.near_vips {
+        assert_eq!(*row, NearVip::row(near.address));
+        let vip = tables.vips.get(&near.address).expect("a near VIP has its key");
+        assert_eq!(near.of(near.address).map(|near| near.index), Some(vip.index));
     }
     for rule in tables.rules.values() {
         for entry in rule.maglev_first..rule.maglev_first + rule.maglev_count {

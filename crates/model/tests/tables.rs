@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use cluster::{Cluster, ip, node_address, outbound_rule, rule};
 use datapath::tables::{
-    LeftoverKey, Owners, RuleKey, Segment, Ticks, Timers, agent_flag, block_flag, owner,
+    LeftoverKey, NearVip, Owners, RuleKey, Segment, Ticks, Timers, agent_flag, block_flag, owner,
     policy_flag, rule_flag,
 };
 use ipnet::Ipv4Net;
@@ -557,6 +557,25 @@ fn a_restriction_is_written_before_the_rule_that_names_it() {
     let rule = edits.iter().position(|edit| matches!(edit, MuxEdit::Rule(..)));
     let vip = edits.iter().position(|edit| matches!(edit, MuxEdit::Vip(..)));
     assert!(source < rule && rule < vip, "{edits:?}");
+}
+
+#[test]
+fn of_vips_that_share_a_row_one_has_it_and_all_have_their_keys() {
+    let mut cluster = web(&[]);
+    let before = mux(&cluster, &MuxTables::default());
+    let near = |vip: [u8; 4], tables: &MuxTables| {
+        tables.near_vips[&NearVip::row(vip)].of(vip) == Some(tables.vips[&vip])
+    };
+    assert!(near(VIP, &before) && near(NAT, &before));
+    let mut others = (1..u32::from_be_bytes(VIP)).rev().map(u32::to_be_bytes);
+    let other = others.find(|other| NearVip::row(*other) == NearVip::row(VIP)).unwrap();
+    let network = cluster.objects.node_networks.get_mut("n2").unwrap();
+    network.spec.instance_public_ip = Some(other.into());
+    let after = mux(&cluster, &before);
+    assert!(near(other, &after) && near(NAT, &after) && !near(VIP, &after));
+    assert_eq!(after.vips[&VIP], before.vips[&VIP]);
+    applied(&before, &after);
+    applied(&after, &before);
 }
 
 #[test]

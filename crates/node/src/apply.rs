@@ -132,6 +132,7 @@ pub fn edit_mux(maps: &mut MuxMaps, edit: &MuxEdit) -> Result<(), TableError> {
     match edit {
         MuxEdit::Vip(address, Some(row)) => maps.vips.set(address, &Raw(*row)),
         MuxEdit::Vip(address, None) => maps.vips.remove(address),
+        MuxEdit::NearVip(index, row) => maps.near_vips.set(*index, &Raw(*row)),
         MuxEdit::Owners(index, row) => maps.owners.set(*index, &Raw(*row)),
         MuxEdit::Node(index, row) => maps.nodes.set(*index, &Raw(*row)),
         MuxEdit::Leftover(key, Some(node)) => maps.leftovers.set(&Raw(*key), node),
@@ -168,6 +169,7 @@ pub fn read_mux(maps: &MuxMaps) -> Result<MuxTables, TableError> {
         gateway: None,
         owners: filled(maps.owners.all()?.into_iter().map(|row| row.0)),
         vips: maps.vips.all()?.into_iter().map(|(address, row)| (address, row.0)).collect(),
+        near_vips: filled(maps.near_vips.all()?.into_iter().map(|row| row.0)),
         nodes: maps
             .nodes
             .all()?

@@ -12,8 +12,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use datapath::tables::{
-    AgentSettings, AllowedSource, Block, Endpoint, Flow, FlowKey, LeftoverKey, MuxSettings, Node,
-    Owners, Policy, Quota, Row, Rule, RuleKey, Service, Source, Vip,
+    AgentSettings, AllowedSource, Block, Endpoint, Flow, FlowKey, LeftoverKey, MuxSettings,
+    NearVip, Node, Owners, Policy, Quota, Row, Rule, RuleKey, Service, Source, Vip,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -429,6 +429,8 @@ pub struct MuxMaps {
     pub settings: Rows<Raw<MuxSettings<Address>>>,
     /// VIPs.
     pub vips: Hash<Address, Raw<Vip>>,
+    /// The same, as far as each has a row to itself.
+    pub near_vips: Rows<Raw<NearVip<Address>>>,
     /// (VIP, block) to node.
     pub owners: Rows<Raw<Owners>>,
     /// Where nodes are.
@@ -455,6 +457,7 @@ impl MuxMaps {
         Ok(MuxMaps {
             settings: Rows::open(pins, "settings")?,
             vips: Hash::open(pins, "vips")?,
+            near_vips: Rows::open(pins, "near_vips")?,
             owners: Rows::open(pins, "owners")?,
             nodes: Rows::open(pins, "nodes")?,
             leftovers: Hash::open(pins, "leftovers")?,

@@ -36,6 +36,7 @@ pub struct Rows {
     given: Tables,
     settings: AgentSettings<Address>,
     mux: MuxSettings<Address>,
+    near_vips: BTreeMap<u32, NearVip<Address>>,
     owners: BTreeMap<u32, Owners>,
     maglev: BTreeMap<u32, Owners>,
     mux_fragments: RefCell<BTreeMap<FragmentKey<Address>, &'static Fragment<Address>>>,
@@ -70,6 +71,7 @@ impl Host {
             given: given.clone(),
             settings,
             mux: given.mux.unwrap_or_default(),
+            near_vips: given.near_vips(),
             owners: rows_of(&given.owners),
             maglev: rows_of(&given.maglev),
             mux_fragments: RefCell::default(),
@@ -383,6 +385,12 @@ pub fn rows_of(entries: &BTreeMap<u32, u16>) -> BTreeMap<u32, Owners> {
 impl MuxTables for Rows {
     fn settings(&self) -> Option<&MuxSettings<Address>> {
         Some(&self.mux)
+    }
+
+    fn near_vip(&self, row: u32) -> Option<&NearVip<Address>> {
+        static EMPTY: NearVip<Address> = NearVip { address: [0; 4], number: 0, whole: 0 };
+        let there = row < datapath::limits::NEAR_VIPS_ROWS;
+        there.then(|| self.near_vips.get(&row).unwrap_or(&EMPTY))
     }
 
     fn vip(&self, address: &Address) -> Option<&Vip> {

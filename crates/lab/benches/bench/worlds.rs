@@ -8,8 +8,8 @@ use ::node::sweep::Holding;
 use anyhow::{Result, ensure};
 use datapath::limits::{BLOCKS_MAX, FLOW_ENTRIES_DEFAULT, GUE_PORT, SNAT_PORT_MIN};
 use datapath::tables::{
-    AgentSettings, Block, Flow, FlowKey, FlowKind, MuxSettings, Node, Owners, Policy, Rule,
-    RuleKey, Segment, Side, Source, Ticks, Timers, Translation, Vip, block_flag, mark, owner,
+    AgentSettings, Block, Flow, FlowKey, FlowKind, MuxSettings, NearVip, Node, Owners, Policy,
+    Rule, RuleKey, Segment, Side, Source, Ticks, Timers, Translation, Vip, block_flag, mark, owner,
 };
 
 use crate::measure::Random;
@@ -347,12 +347,15 @@ pub fn mux(object: &[u8]) -> Result<Object> {
     for index in 1..=NODES {
         mux.set("nodes", index, Raw(Node { address: node_address(index), present: 1 }))?;
     }
-    mux.insert("vips", VIP, Raw(Vip { index: 0, whole: 0 }))?;
+    for (index, address) in (0..).zip([VIP, SERVICE_VIP]) {
+        let vip = Vip { index, whole: 0 };
+        mux.insert("vips", address, Raw(vip))?;
+        mux.set("near_vips", NearVip::row(address), Raw(NearVip::new(address, vip)))?;
+    }
     for row in 0..owner::ROWS_PER_VIP {
         let owners = [0, 1, 2, 3].map(|block| owner_of((row * 32 + block * 8) as u16) as u16);
         mux.set("owners", row, Raw(Owners(owners)))?;
     }
-    mux.insert("vips", SERVICE_VIP, Raw(Vip { index: 1, whole: 0 }))?;
     let listener = Owners([owner::NONE, owner::NONE, owner::RULES, owner::NONE]);
     mux.set("owners", owner::ROWS_PER_VIP + 2, Raw(listener))?;
     let rule = Rule { id: 1, flags: 0, maglev_first: 0, maglev_count: MAGLEV };

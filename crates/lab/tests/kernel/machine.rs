@@ -85,6 +85,7 @@ struct Mux {
     programs: Ebpf,
     settings: Array<MapData, Raw<MuxSettings<Address>>>,
     vips: HashMap<MapData, Address, Raw<Vip>>,
+    near_vips: Array<MapData, Raw<NearVip<Address>>>,
     owners: Array<MapData, Raw<Owners>>,
     nodes: Array<MapData, Raw<Node<Address>>>,
     leftovers: HashMap<MapData, Raw<LeftoverKey<Address>>, u32>,
@@ -154,6 +155,9 @@ impl Kernel {
         }
         for index in self.given.nodes.keys() {
             set(&mut self.mux.nodes, *index, Raw(Node::default()));
+        }
+        for row in self.given.near_vips().keys() {
+            set(&mut self.mux.near_vips, *row, Raw(NearVip::default()));
         }
         for index in self.given.owners.keys() {
             set(&mut self.mux.owners, index / 4, Raw(Owners::default()));
@@ -225,6 +229,9 @@ impl Kernel {
         for (address, vip) in &given.vips {
             mux.vips.insert(address, Raw(*vip), 0).expect("a VIP");
         }
+        for (row, vip) in given.near_vips() {
+            set(&mut mux.near_vips, row, Raw(vip));
+        }
         for (index, owners) in rows_of(&given.owners) {
             set(&mut mux.owners, index, Raw(owners));
         }
@@ -294,6 +301,7 @@ impl Mux {
         Mux {
             settings: table!(programs, "settings"),
             vips: table!(programs, "vips"),
+            near_vips: table!(programs, "near_vips"),
             owners: table!(programs, "owners"),
             nodes: table!(programs, "nodes"),
             leftovers: table!(programs, "leftovers"),

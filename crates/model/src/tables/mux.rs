@@ -8,7 +8,7 @@ use datapath::limits::{
     ALLOWED_SOURCES_MAX, BLOCK_PORTS, KEEPERS_ROWS, LEFTOVERS_MAX, MAGLEV_ENTRIES_MAX, MUXES_MAX,
     NODES_MAX, RULES_MAX, VIPS_MAX,
 };
-use datapath::tables::{LeftoverKey, Node, Owners, Rule, RuleKey, Vip, owner, rule_flag};
+use datapath::tables::{LeftoverKey, NearVip, Node, Owners, Rule, RuleKey, Vip, owner, rule_flag};
 use ipnet::Ipv4Net;
 
 use super::{Address, TablesError, changed, gone, octets};
@@ -35,6 +35,8 @@ pub struct MuxTables {
     pub gateway: Option<Ipv4Addr>,
     /// Public addresses of the cluster.
     pub vips: BTreeMap<Address, Vip>,
+    /// The same, as far as each has a row to itself.
+    pub near_vips: BTreeMap<u32, NearVip<Address>>,
     /// Who owns which blocks, by row.
     pub owners: BTreeMap<u32, Owners>,
     /// Nodes by index; 0 is nobody.
@@ -58,6 +60,8 @@ pub struct MuxTables {
 pub enum MuxEdit {
     /// `vips`
     Vip(Address, Option<Vip>),
+    /// `near_vips`
+    NearVip(u32, NearVip<Address>),
     /// `owners`
     Owners(u32, Owners),
     /// `nodes`
@@ -184,6 +188,10 @@ impl MuxTables {
             (address, Vip { index, whole })
         };
         self.vips = given.into_iter().map(row).collect();
+        for (address, vip) in &self.vips {
+            let near = NearVip::new(*address, *vip);
+            self.near_vips.entry(NearVip::row(*address)).or_insert(near);
+        }
     }
 
     /// Leases first: a block goes to its listeners when nobody holds it any more.
@@ -303,7 +311,11 @@ impl MuxTables {
         edits.extend(owners.map(|(row, owners)| MuxEdit::Owners(*row, *owners)));
         let vips = changed(&present.vips, &self.vips);
         edits.extend(vips.map(|(address, vip)| MuxEdit::Vip(*address, Some(*vip))));
+        let near = changed(&present.near_vips, &self.near_vips);
+        edits.extend(near.map(|(row, vip)| MuxEdit::NearVip(*row, *vip)));
 
+        let near = gone(&present.near_vips, &self.near_vips);
+        edits.extend(near.map(|row| MuxEdit::NearVip(*row, NearVip::default())));
         let vips = gone(&present.vips, &self.vips);
         edits.extend(vips.map(|address| MuxEdit::Vip(*address, None)));
         let owners = gone(&present.owners, &self.owners);
@@ -330,6 +342,8 @@ impl MuxTables {
         match edit {
             MuxEdit::Vip(address, Some(vip)) => drop(self.vips.insert(*address, *vip)),
             MuxEdit::Vip(address, None) => drop(self.vips.remove(address)),
+            MuxEdit::NearVip(row, vip) if vip.number == 0 => drop(self.near_vips.remove(row)),
+            MuxEdit::NearVip(row, vip) => drop(self.near_vips.insert(*row, *vip)),
             MuxEdit::Owners(row, owners) if *owners == Owners::default() => {
                 self.owners.remove(row);
             }
