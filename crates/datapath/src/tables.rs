@@ -509,9 +509,9 @@ pub struct Vip {
     pub whole: u32,
 }
 
-/// A VIP in the one row of the `near_vips` array where it can be ([`NearVip::row`]): a program reads
-/// an array without a call into the kernel. Of VIPs that share a row one has it; the others are
-/// found by their key.
+/// A VIP in the one row of the `near_vips` array where it can be ([`NearVip::row`]): a program
+/// reads an array without a call into the kernel. Of VIPs that share a row one has it; the others
+/// are found by their key.
 // Eight bytes, which change at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]

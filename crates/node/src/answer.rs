@@ -1,6 +1,6 @@
-//! Tells senders why their packets go no further: ICMP type 3 code 13 where a flow finds no port, no
-//! lease, no room or no quota, RST where a connection is not there or is over. Also keeps the count for the
-//! events.
+//! Tells senders why their packets go no further: ICMP type 3 code 13 where a flow finds no port,
+//! no lease, no room or no quota, RST where a connection is not there or is over. Also keeps the
+//! count for the events.
 //!
 //! From user space and a moment later, because a `connect()` that is told from inside its own
 //! packet's path waits a second for its retransmission first.
