@@ -27,6 +27,9 @@ pub const MISSES_MAX: u32 = 16;
 /// that uses an eighth of the holding meets so many once in 500 searches, one that uses nine tenths
 /// nearly always: rows are for those that need them.
 pub const COLLISIONS_MAX: u32 = 3;
+/// Ports of a policy's first segment where that is so small that one port in use is a large part of it: there the first
+/// collision is enough.
+pub const SMALL_PORTS: u16 = 64;
 
 /// Decides about one frame that leaves by the uplink; `now` is the monotonic clock in
 /// nanoseconds, `mark` is the packet's (`SO_MARK`).
@@ -475,12 +478,13 @@ fn open<T: AgentTables<V4>>(
         return Way::refused(Drop::NoLease, index);
     }
     let row = watched(tables, fingerprint);
+    let is_small = policy.blocks[0].count <= SMALL_PORTS / BLOCK_PORTS as u16;
     let search = Search {
         row,
         fingerprint,
         segment: 0,
         tries: 0,
-        collisions: 0,
+        collisions: if is_small { COLLISIONS_MAX - 1 } else { 0 },
         wanted,
         end: Outcome::Looking,
     };
@@ -648,7 +652,7 @@ struct Search {
     segment: u32,
     /// Tries that failed.
     tries: u32,
-    /// Those of them that met a port in use.
+    /// Those of them that met a port in use; in a small segment all but one are taken as met.
     collisions: u32,
     wanted: Wanted,
     end: Outcome,
