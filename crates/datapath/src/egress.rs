@@ -27,8 +27,8 @@ pub const MISSES_MAX: u32 = 16;
 /// that uses an eighth of the holding meets so many once in 500 searches, one that uses nine tenths
 /// nearly always: rows are for those that need them.
 pub const COLLISIONS_MAX: u32 = 3;
-/// Ports of a policy's first segment where that is so small that one port in use is a large part of it: there the first
-/// collision is enough.
+/// Ports of a policy's first segment where that is so small that one port in use is a large part of
+/// it: there the first collision is enough.
 pub const SMALL_PORTS: u16 = 64;
 
 /// Decides about one frame that leaves by the uplink; `now` is the monotonic clock in
