@@ -14,6 +14,38 @@ pub const fn replace(sum: u16, old: u16, new: u16) -> u16 {
     !fold(!sum as u32 + !old as u32 + new as u32)
 }
 
+/// The checksum field `sum` after an IPv4 address that it covers, or that its pseudo-header names,
+/// became another. Words are as they lie in memory.
+#[inline(always)]
+pub fn replace_address(sum: u16, old: [u8; 4], new: [u8; 4]) -> u16 {
+    let [old_high, old_low] = halves(old);
+    let [new_high, new_low] = halves(new);
+    let gone = !old_high as u32 + !old_low as u32;
+    !fold(!sum as u32 + gone + new_high as u32 + new_low as u32)
+}
+
+/// What stands in the checksum field of a TCP or UDP packet over IPv4 that the card is to fill in:
+/// the sum of the pseudo-header. `length` is that of the segment or datagram. Words are as they lie
+/// in memory.
+#[inline(always)]
+pub fn pseudo_header(source: [u8; 4], target: [u8; 4], protocol: u8, length: u16) -> u16 {
+    let [a, b] = halves(source);
+    let [c, d] = halves(target);
+    let rest = (protocol as u16).to_be() as u32 + length.to_be() as u32;
+    fold(a as u32 + b as u32 + c as u32 + d as u32 + rest)
+}
+
+/// Whether two sums are the same number: ones' complement has two zeroes.
+#[inline(always)]
+pub const fn same(one: u16, other: u16) -> bool {
+    one == other || (one == 0 && other == 0xffff) || (one == 0xffff && other == 0)
+}
+
+#[inline(always)]
+fn halves([a, b, c, d]: [u8; 4]) -> [u16; 2] {
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
+}
+
 /// The checksum of an IPv4 header without options whose checksum field is zero.
 #[inline(always)]
 pub fn ipv4_header(header: &[u8; 20]) -> u16 {

@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod checksum;
+pub mod clock;
 pub mod count;
 pub mod egress;
 pub mod flow;

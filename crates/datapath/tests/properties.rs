@@ -238,6 +238,30 @@ proptest! {
     }
 
     #[test]
+    fn sums_of_addresses_are_those_of_their_words(
+        source: [u8; 4],
+        target: [u8; 4],
+        new: [u8; 4],
+        protocol: u8,
+        length: u16,
+        before: u16,
+    ) {
+        let in_wire_order = |sum: u16| sum.to_ne_bytes().into_iter().collect::<Vec<u8>>();
+        let header = [&source[..], &target, &[0, protocol], &length.to_be_bytes()].concat();
+        let pseudo = checksum::pseudo_header(source, target, protocol, length);
+        prop_assert_eq!(second::ones(&in_wire_order(pseudo)), second::ones(&header));
+
+        let after = checksum::replace_address(before, source, new);
+        let mut step = before;
+        for at in [0, 2] {
+            let word = |bytes: [u8; 4]| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+            step = checksum::replace(step, word(source), word(new));
+        }
+        prop_assert!(checksum::same(after, step));
+        prop_assert_eq!(checksum::same(before, length), before % 0xffff == length % 0xffff);
+    }
+
+    #[test]
     fn folding_keeps_the_remainder(sum: u32) {
         prop_assert_eq!(u32::from(checksum::fold(sum)) % 0xffff, sum % 0xffff);
         prop_assert_eq!(checksum::fold(sum) == 0, sum == 0);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use ::lab::client::Connection;
+use ::lab::client::{self, Connection};
 use ::lab::host::Host;
 use ::lab::namespace;
 use lab::{TestLab, done, pod, server, service};
@@ -43,6 +43,35 @@ fn bulk(name: &str, mtu: &str) {
     connection.set_patience(PATIENCE).unwrap();
     connection.download(BYTES).unwrap();
     connection.upload(BYTES).unwrap();
+}
+
+/// A pod's packets come to its node with checksums that the card is to fill in, and connections with
+/// segments that are still to be cut. Here no card does: the kernel does so behind the programs, and
+/// the receiver checks.
+#[test]
+fn what_was_left_to_the_card_is_right_behind_the_programs() {
+    let lab = TestLab::up("sums", &["--nodes", "1"]);
+    done(&lab.exec("node1", &["ethtool", "-K", "eth0", "tx", "off"]));
+    for complete in [false, true] {
+        if complete {
+            done(&lab.exec("pod1-1", &["ethtool", "-K", "eth0", "tx", "off"]));
+        }
+        for from in [pod(1, 1), Host::Node(1)] {
+            for _ in 0..20 {
+                client::seen_by_udp(&lab.place(), from, server(80).into()).unwrap();
+            }
+            let mut connection = Connection::open(&lab.place(), from, server(80).into()).unwrap();
+            connection.ask().unwrap();
+            connection.set_patience(PATIENCE).unwrap();
+            connection.upload(BYTES / 10).unwrap();
+            connection.download(BYTES / 10).unwrap();
+        }
+    }
+    let wrong =
+        done(&lab.exec("internet", &["nstat", "-asz", "TcpInCsumErrors", "UdpInCsumErrors"]));
+    let counts: Vec<&str> = wrong.lines().skip(1).collect();
+    assert_eq!(counts.len(), 2, "{wrong}");
+    assert!(counts.iter().all(|line| line.split_whitespace().nth(1) == Some("0")), "{wrong}");
 }
 
 #[test]

@@ -18,18 +18,21 @@ use aya_ebpf::{
         TC_ACT_UNSPEC,
     },
     btf_maps::lpm_trie,
-    helpers::{bpf_ktime_get_coarse_ns, bpf_loop, bpf_skb_load_bytes},
+    helpers::{bpf_jiffies64, bpf_loop, bpf_skb_load_bytes},
     macros::classifier,
     programs::TcContext,
 };
 use datapath::{
     Drop, Event, Pass, V4,
     agent::{AgentTables, NotInserted, Step},
+    checksum,
+    clock::Clock,
     gue,
     icmp::ErrorRewrite,
     limits::{POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
     packet::Packet,
     positions::{Bits, Positions},
+    protocol,
     tables::*,
     verdict::{Cover, End, Rewrite, Verdict},
 };
@@ -69,10 +72,16 @@ pub fn ingress(ctx: TcContext) -> i32 {
     carry_out(&ctx, verdict, gue::OUTER as u32)
 }
 
+/// What the loader has found out about the kernel's ticks.
+#[unsafe(no_mangle)]
+static CLOCK: Clock = Clock { tick: 0, offset: 0 };
+
+/// The monotonic clock at the kernel's last tick. The ticks are read where they stand; every clock
+/// of the kernel would cost a call.
 #[inline(always)]
 fn clock() -> u64 {
-    // SAFETY: no arguments.
-    unsafe { bpf_ktime_get_coarse_ns() }
+    // SAFETY: no arguments; and the constant is read as the loader has written it.
+    unsafe { (&raw const CLOCK).read_volatile().nanoseconds(bpf_jiffies64()) }
 }
 
 /// The frame, with its headers where they can be read.
@@ -144,6 +153,18 @@ fn write(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
     if at.port == 0 {
         return write_address(ctx, rewrite);
     }
+    let port_at = match rewrite.end {
+        End::Source => at.ip_checksum + 10,
+        End::Target => at.ip_checksum + 12,
+    };
+    match at.cover {
+        Cover::PseudoHeader if at.port == port_at => return store_together::<TCP>(ctx, rewrite),
+        Cover::PseudoHeaderOrNone if at.port == port_at => {
+            return store_together::<UDP>(ctx, rewrite);
+        }
+        Cover::Nothing if at.port == port_at => return store_together::<PORTS>(ctx, rewrite),
+        _ => {}
+    }
     let zero = match at.cover {
         Cover::PseudoHeaderOrNone => BPF_F_MARK_MANGLED_0 as u64,
         _ => 0,
@@ -155,9 +176,6 @@ fn write(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
     if !matches!(at.cover, Cover::Nothing) {
         ctx.l4_csum_replace(at.l4_checksum as usize, half(old_port), half(new_port), zero | 2)
             .ok()?;
-    }
-    if store_together(ctx, rewrite).is_some() {
-        return Some(());
     }
     ctx.l3_csum_replace(at.ip_checksum as usize, whole(old), whole(new), 4).ok()?;
     ctx.store(at.address as usize, &new, 0).ok()?;
@@ -178,38 +196,91 @@ fn write_address(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
 }
 
 /// Bytes from the IP header's checksum to the end of both ports, where there are no options.
-const TUPLE: usize = 2 + 4 + 4 + 2 + 2;
+const PORTS: usize = 2 + 4 + 4 + 2 + 2;
+/// Bytes to the end of a UDP checksum.
+const UDP: usize = PORTS + 2 + 2;
+/// Bytes to the end of a TCP checksum.
+const TCP: usize = PORTS + 4 + 4 + 2 + 2 + 2;
 
-/// Stores checksum, address and port of a packet without IP options in one go: a call into the
-/// kernel costs more than all the instructions here. No card fills in an IP header's checksum, so
-/// it can be told from the old one.
+/// Stores checksums, address and port of a packet without IP options in one go: a call into the
+/// kernel costs more than all the instructions here. `N` says up to where.
 #[inline(always)]
-fn store_together(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
+fn store_together<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
     let at = &rewrite.at;
     let (address_at, port_at) = match rewrite.end {
         End::Source => (2, 10),
         End::Target => (6, 12),
     };
-    if at.port != at.ip_checksum + port_at as u16 {
-        return None;
-    }
+    let start = at.ip_checksum as usize;
+    let l4_checksum = match N {
+        PORTS => 0,
+        _ => l4_checksum::<N>(ctx, rewrite)?,
+    };
     let frame = Frame::new(ctx.data(), ctx.data_end(), 0);
-    let mut bytes = frame.read::<TUPLE>(at.ip_checksum as usize)?;
+    let mut bytes = frame.read::<N>(start)?;
     let (old, new) = (rewrite.address.old, rewrite.address.new);
-    let [old_high, old_low, new_high, new_low] =
-        [[old[0], old[1]], [old[2], old[3]], [new[0], new[1]], [new[2], new[3]]]
-            .map(u16::from_ne_bytes);
-    // RFC 1624, equation 3.
-    let sum = !u16::from_ne_bytes([bytes[0], bytes[1]]) as u32
-        + !old_high as u32
-        + !old_low as u32
-        + new_high as u32
-        + new_low as u32;
-    let sum = !datapath::checksum::fold(sum);
-    bytes[..2].copy_from_slice(&sum.to_ne_bytes());
+    // No card fills in an IP header's checksum, so it can be told from the old one.
+    let sum = u16::from_ne_bytes([bytes[0], bytes[1]]);
+    bytes[..2].copy_from_slice(&checksum::replace_address(sum, old, new).to_ne_bytes());
     bytes[address_at..address_at + 4].copy_from_slice(&new);
     bytes[port_at..port_at + 2].copy_from_slice(&rewrite.port.new);
-    ctx.store(at.ip_checksum as usize, &bytes, 0).ok()
+    if N != PORTS {
+        bytes[N - 2..].copy_from_slice(&l4_checksum.to_ne_bytes());
+    }
+    ctx.store(start, &bytes, 0).ok()
+}
+
+/// The transport checksum that the packet is to have: of one that is complete, all changes are
+/// told; of one that the card is to fill in, only that of the pseudo-header. Which one it is, only
+/// the kernel knows.
+///
+/// But a card adds what stands in the field to the sum of all the rest, so that the sum of the
+/// pseudo-header must stand there. What holds another number is complete. Packets that are still to
+/// be cut into segments say so; of those that arrive, the kernel may know a sum that must change
+/// with the address.
+#[inline(always)]
+fn l4_checksum<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<u16> {
+    let at = &rewrite.at;
+    let start = at.ip_checksum as usize;
+    let (old, new) = (rewrite.address.old, rewrite.address.new);
+    let read = |at: usize| {
+        let frame = Frame::new(ctx.data(), ctx.data_end(), 0);
+        frame.read::<2>(at).map(u16::from_ne_bytes)
+    };
+    let sum = read(start + N - 2)?;
+    let complete = checksum::replace_address(sum, old, new);
+    let mut sum_now = complete;
+    let mut is_complete = false;
+    if matches!(rewrite.end, End::Source) {
+        // SAFETY: the context is the kernel's.
+        let is_whole = unsafe { (*ctx.skb.skb).gso_size } == 0;
+        let target = Frame::new(ctx.data(), ctx.data_end(), 0).read::<4>(start + 6)?;
+        let length = u16::from_be(read(start - 8)?).wrapping_sub(20);
+        let protocol = if N == UDP { protocol::UDP } else { protocol::TCP };
+        let pseudo = checksum::pseudo_header(old, target, protocol, length);
+        is_complete = is_whole && !checksum::same(sum, pseudo);
+    }
+    let [old_port, new_port] = [rewrite.port.old, rewrite.port.new].map(u16::from_ne_bytes);
+    if !is_complete {
+        let zero = if N == UDP { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        let flags = BPF_F_PSEUDO_HDR as u64 | zero | 4;
+        ctx.l4_csum_replace(start + N - 2, whole(old), whole(new), flags).ok()?;
+        // What became of the field shows what the kernel holds it for, unless the two addresses
+        // are the same to a sum.
+        if checksum::same(complete, sum) {
+            let (old, new) = (old_port as u64, new_port as u64);
+            ctx.l4_csum_replace(start + N - 2, old, new, zero | 2).ok()?;
+            return read(start + N - 2);
+        }
+        sum_now = read(start + N - 2)?;
+        is_complete = checksum::same(sum_now, complete);
+    }
+    if !is_complete {
+        return Some(sum_now);
+    }
+    let sum = checksum::replace(sum_now, old_port, new_port);
+    // UDP's zero stands for no checksum.
+    Some(if N == UDP && sum == 0 { 0xffff } else { sum })
 }
 
 /// Carries out the changes to an ICMP error.

@@ -8,13 +8,14 @@ mod rig;
 
 use std::fs;
 
+use datapath::tables::Ticks;
 use machine::Kernel;
 use rand::{SeedableRng, rngs::StdRng};
 use rig::{
     Hook, Machine, Way, case, frame,
     host::Host,
     random::{Traffic, arbitrary, number, seed},
-    rules,
+    rules, second,
     tables::Tables,
 };
 
@@ -128,6 +129,64 @@ fn a_flood_of_first_fragments_harms_neither_whole_packets_nor_other_datagrams() 
     let remembered = kernel.datagrams();
     let most = datapath::limits::MUX_FRAGMENTS_MAX as usize;
     assert!((most / 2..=most).contains(&remembered), "{remembered} datagrams");
+}
+
+/// The programs tell a checksum that the card is to fill in from one that is complete by its value,
+/// where they can; there is one value that means nothing.
+#[test]
+fn a_complete_checksum_stays_right_whatever_it_looks_like() {
+    let mut tables = Traffic::tables();
+    tables.line("source 10.244.0.0/16 tcp=0 udp=0 icmp=0 other=0").unwrap();
+    let (mut kernel, mut host) = (Kernel::new(), Host::new(&tables));
+    kernel.start(&tables);
+    // 203.0.113.1 is 0xcb00 + 0x7101, and so is the last one: the new address changes no sum.
+    for source in ["10.244.1.5", "10.244.200.200", "10.244.49.14"] {
+        for (l4, protocol, at) in [("tcp 40000 > 443 A", 6, 50), ("udp 40000 > 53", 17, 40)] {
+            let words = format!("ip {source} > 198.51.100.7 {l4} data 64");
+            let mut frame = frame::build(&words).unwrap();
+            if protocol == 6 {
+                let syn = format!("ip {source} > 198.51.100.7 tcp 40000 > 443 S");
+                let syn = frame::build(&syn).unwrap();
+                assert_eq!(kernel.pass(Hook::Egress, &syn), host.pass(Hook::Egress, &syn));
+            }
+            let length = (frame.len() - 34) as u8;
+            let pseudo = second::ones(&[&frame[26..34], &[0, protocol, 0, length]].concat());
+            // The sum of header and data, with the checksum, is zero: so a word of data can make
+            // up for any checksum.
+            let last = frame.len() - 2;
+            for wanted in [pseudo, pseudo ^ 1, 1, 0xffff] {
+                frame[last..].copy_from_slice(&[0; 2]);
+                frame[at..at + 2].copy_from_slice(&wanted.to_be_bytes());
+                let rest = second::ones(&[&frame[34..], &pseudo.to_be_bytes()].concat());
+                frame[last..].copy_from_slice(&(!rest).to_be_bytes());
+                second::check(&frame).unwrap();
+                let (theirs, ours) =
+                    (kernel.pass(Hook::Egress, &frame), host.pass(Hook::Egress, &frame));
+                assert_eq!(theirs, ours, "{words}: {wanted:04x}");
+                let is_translated = theirs.counted.contains(&("translated_out", 1));
+                assert!(is_translated, "{words}: {:?}", theirs.counted);
+                second::check(&theirs.frame.unwrap()).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_programs_read_the_monotonic_clock() {
+    let mut kernel = Kernel::new();
+    kernel.start(&Traffic::tables());
+    let frame = frame::build("ip 10.244.1.5 > 198.51.100.7 tcp 40000 > 443 S").unwrap();
+    let before = Ticks::from_nanoseconds(node::clock::now());
+    assert_eq!(kernel.pass(Hook::Egress, &frame).way, Way::On);
+    let after = Ticks::from_nanoseconds(node::clock::now());
+    // Two ticks of the slowest kernel timer.
+    const SLACK: u32 = 20;
+    let seen = kernel.last_seen();
+    assert_eq!(seen.len(), 2);
+    for seen in seen {
+        let span = after.since(before).0 + 2 * SLACK;
+        assert!(seen.wrapping_sub(before.0 - SLACK) <= span, "{before:?} {seen} {after:?}");
+    }
 }
 
 #[test]

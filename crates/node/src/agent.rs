@@ -25,6 +25,7 @@ use crate::{
     answer::{self, Answerable, Number, Refusals, Sender},
     apply,
     attach::{self, Attached, TcWay},
+    clock,
     convert::Change,
     inspect::AgentView,
     journal::{self, Journal},
@@ -35,7 +36,7 @@ use crate::{
     raw::Raw,
     source::{self, Source},
     stop::Stop,
-    sweep::{self, Ended, Holding, Sweep, Usage},
+    sweep::{Ended, Holding, Sweep, Usage},
 };
 
 /// How often the loop turns when nothing changes: one step of the sweep each time.
@@ -340,7 +341,7 @@ impl<'a> Agent<'a> {
         if settings.seed == [0; 2] {
             settings.seed = random_seed().context("cannot read /dev/urandom")?;
             let adopt = u64::try_from(self.config.adopt_for.as_nanos()).unwrap_or(u64::MAX);
-            settings.adopt_until = sweep::clock().saturating_add(adopt);
+            settings.adopt_until = clock::now().saturating_add(adopt);
         }
         self.set(settings)
     }

@@ -15,11 +15,11 @@ use aya::maps::{MapData, MapError, MapInfo};
 use datapath::tables::{Flow, Ticks, agent_flag};
 
 use crate::{
+    clock,
     load::LoadError,
     maps::{self, Address, FlowBytes, TableError},
     pins::{Pins, PinsError, Role},
     raw::{self, Cursor, Raw, Table},
-    sweep::clock,
 };
 
 /// Writes an old row as a row of this version, which is all zeroes at first.
@@ -91,8 +91,8 @@ fn hold(pins: &Pins) -> Result<(), TableError> {
 
 /// Rows that one call reads or writes at most.
 const BATCH_ROWS: u32 = 4096;
-/// The programs' clock may be this far behind: a tick of the slowest kernel timer, and some.
-const CLOCK_BEHIND: Ticks = Ticks(16);
+/// The programs' clock may be this far behind: two ticks of the slowest kernel timer, and some.
+const CLOCK_BEHIND: Ticks = Ticks(32);
 
 /// A table in its old and its new shape.
 struct Carried {
@@ -411,7 +411,7 @@ impl Change {
 }
 
 fn now_as_programs_may_see_it() -> Ticks {
-    Ticks::from_nanoseconds(clock()).since(CLOCK_BEHIND)
+    Ticks::from_nanoseconds(clock::now()).since(CLOCK_BEHIND)
 }
 
 /// The shape of a pinned table; nothing where there is none.

@@ -15,11 +15,11 @@ use crate::{
     apply,
     attach::{EGRESS, INGRESS, MUX, interface_index},
     census::{Census, Counting},
+    clock,
     counters::{self, Counters},
     maps::{Address, AgentMaps, AgentMemory, FlowRoom, MuxMaps, TableError},
     pins::{Pins, Role},
     raw::{self, Raw},
-    sweep,
 };
 
 /// Why nothing can be seen.
@@ -126,7 +126,7 @@ impl AgentView {
     /// Counts its flows and ports, in one pass.
     pub fn census(&self) -> Result<Census, InspectError> {
         let settings = self.maps.settings.get(0)?.0;
-        let mut counting = Counting::new(&settings, Ticks::from_nanoseconds(sweep::clock()));
+        let mut counting = Counting::new(&settings, Ticks::from_nanoseconds(clock::now()));
         self.maps.flows.each(|Raw(key), bytes| {
             let Some(half) = raw::row::<Flow<Address>>(&bytes) else { return Ok(()) };
             let peer = match key.side == Side::Egress as u8 {
@@ -142,7 +142,7 @@ impl AgentView {
 
     /// Its flows, by inside end.
     pub fn flows(&self) -> Result<Vec<FlowView>, InspectError> {
-        let now = Ticks::from_nanoseconds(sweep::clock());
+        let now = Ticks::from_nanoseconds(clock::now());
         let settings = self.maps.settings.get(0)?.0;
         let mut flows = Vec::new();
         for (Raw(key), bytes) in self.maps.flows.all()? {

@@ -6,6 +6,7 @@ pub mod apply;
 pub mod attach;
 pub mod blocks;
 pub mod census;
+pub mod clock;
 pub mod convert;
 pub mod counters;
 pub mod inspect;

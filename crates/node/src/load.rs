@@ -13,6 +13,7 @@ use nix::libc;
 use thiserror::Error;
 
 use crate::{
+    clock,
     convert::{self, Change, Shape, Wanted},
     maps::TableError,
     pins::{Pins, PinsError, PinsLock, Role, rename},
@@ -25,6 +26,10 @@ pub static AGENT_OBJECT: &[u8] =
 /// The mux's object file.
 pub static MUX_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf/bpfel-unknown-none/release/mux"));
+
+/// The object with which [`crate::clock`] asks for the kernel's ticks.
+pub static CLOCK_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf/bpfel-unknown-none/release/clock"));
 
 /// Programs for the lab's network, no part of the product: `pass` (XDP) and `rehash` (TC).
 pub static LAB_OBJECT: &[u8] =
@@ -268,7 +273,10 @@ fn load_programs(
     sizes: &[(&str, u32)],
     tables: &[Wanted],
 ) -> Result<Ebpf, LoadError> {
+    let clock = clock::measure()?;
     let mut loader = EbpfLoader::new();
+    // A mux's programs have no use for it.
+    clock::set(&mut loader, &clock, false);
     for table in tables {
         loader.map_pin_path(&table.name, pins.map(&table.name));
     }
@@ -297,7 +305,9 @@ fn load_programs(
 }
 
 /// The verifier gives up when a signal comes for its thread; then it must be asked again.
-fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+pub(crate) fn patiently(
+    mut load: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
     const TRIES: u32 = 5;
     for _ in 1..TRIES {
         match load() {
@@ -316,7 +326,7 @@ fn pin(program: &str, outcome: Result<(), aya::pin::PinError>) -> Result<(), Loa
     })
 }
 
-fn explain_object(error: EbpfError) -> LoadError {
+pub(crate) fn explain_object(error: EbpfError) -> LoadError {
     match &error {
         EbpfError::MapError(MapError::CreateError { io_error, .. }) if is_denied(io_error) => {
             LoadError::NotPermitted
@@ -328,7 +338,7 @@ fn explain_object(error: EbpfError) -> LoadError {
     }
 }
 
-fn explain(program: &str) -> impl FnOnce(ProgramError) -> LoadError {
+pub(crate) fn explain(program: &str) -> impl FnOnce(ProgramError) -> LoadError {
     let program = program.to_owned();
     move |error| match &error {
         ProgramError::LoadError { io_error, .. } if is_denied(io_error) => LoadError::NotPermitted,

@@ -17,13 +17,11 @@ use datapath::{
     positions::{Bits, Positions, SUMMARY, WORDS},
     tables::{AgentSettings, Flow, FlowKey, FlowKind, Quota, Side, Ticks, mark},
 };
-use nix::{
-    sys::time::TimeSpec,
-    time::{ClockId, clock_gettime},
-};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     blocks::Blocks,
+    clock,
     maps::{self, Address, FlowBytes, Flows, TableError},
     pins::Pins,
     raw::{self, AllowancesMemory, Cursor, PositionsMemory, Raw},
@@ -42,12 +40,6 @@ const BATCH_ROWS: u32 = 1024;
 pub const ENDED_MAX: usize = 1024;
 /// Destinations that wait for a look out of turn.
 pub const ASKED_MAX: usize = 64;
-
-/// The monotonic clock, as the programs read it.
-pub fn clock() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or_else(|_| TimeSpec::new(0, 0));
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
-}
 
 /// CPU time of this thread.
 fn spent() -> Duration {
@@ -220,7 +212,7 @@ impl Sweep {
     ) -> Result<(), TableError> {
         let start = spent();
         while let Some(((target, port, protocol), looked)) = self.asked.pop_front() {
-            let now = Ticks::from_nanoseconds(clock());
+            let now = Ticks::from_nanoseconds(clock::now());
             let is_echo = protocol == datapath::protocol::ICMP;
             let mut blocks = holding.blocks.iter().skip(looked).enumerate();
             // BOUND: the blocks of a holding, BLOCKS_MAX.
@@ -280,7 +272,7 @@ impl Sweep {
                 break;
             }
             let (rows, next) = self.flows.batch(self.cursor, BATCH_ROWS)?;
-            let now = Ticks::from_nanoseconds(clock());
+            let now = Ticks::from_nanoseconds(clock::now());
             for (key, bytes) in rows {
                 self.look(settings, holding, &key.0, &bytes, now)?;
             }

@@ -13,11 +13,11 @@ use datapath::{
     tables::{AgentSettings, Flow, FlowKey, FlowKind, Quota, Side, Ticks, Timers, mark},
 };
 use node::{
-    load,
+    clock, load,
     maps::{self, Address, FlowBytes, Flows},
     pins::{Pins, Role},
     raw::{PositionsMemory, Raw},
-    sweep::{ENDED_MAX, Ended, Holding, STEP_ROWS_MAX, Sweep, Usage, clock},
+    sweep::{ENDED_MAX, Ended, Holding, STEP_ROWS_MAX, Sweep, Usage},
 };
 
 const VIP: Address = [203, 0, 113, 10];
@@ -93,7 +93,7 @@ impl Drop for Tables {
 
 fn half(address: Address, port: u16, generation: u32, position: u32, silent: Ticks) -> FlowBytes {
     type Half = Flow<Address>;
-    let now = Ticks::from_nanoseconds(clock());
+    let now = Ticks::from_nanoseconds(clock::now());
     let mut bytes: FlowBytes = [0; size_of::<Half>()];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(offset_of!(Half, address), &address);

@@ -44,7 +44,9 @@ impl Object {
 
     /// The same with other numbers of rows for some tables.
     pub fn load_sized(bytes: &[u8], sizes: &[(&str, u32)]) -> Result<Object> {
+        let clock = ::node::clock::measure()?;
         let mut loader = EbpfLoader::new();
+        ::node::clock::set(&mut loader, &clock, false);
         for (table, rows) in sizes {
             loader.map_max_entries(table, *rows);
         }

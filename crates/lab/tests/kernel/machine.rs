@@ -263,7 +263,9 @@ impl Kernel {
 
 impl Agent {
     fn load(flow_entries: u32) -> Self {
+        let clock = node::clock::measure().expect("a clock");
         let mut loader = EbpfLoader::new();
+        node::clock::set(&mut loader, &clock, true);
         loader.map_max_entries("flows", flow_entries);
         let mut programs = loader.load(AGENT_OBJECT).expect("the agent's object");
         for name in ["egress", "ingress"] {
@@ -446,6 +448,12 @@ impl Kernel {
     /// Datagrams that the mux remembers.
     pub fn datagrams(&self) -> usize {
         self.mux.fragments.keys().count()
+    }
+
+    /// When each half of a flow last saw a packet.
+    pub fn last_seen(&self) -> Vec<u32> {
+        let halves = self.agent.flows.iter().map(|entry| entry.expect("a flow").1);
+        halves.map(|bytes| row::<Flow<Address>>(&bytes).expect("a flow").last_seen.get()).collect()
     }
 
     fn counters(&self, hook: Hook) -> &Counters {

@@ -1,0 +1,74 @@
+//! The monotonic clock, and how the agent's programs come to read it.
+
+use aya::{
+    EbpfLoader,
+    programs::{TestRun, TestRunOptions, Xdp},
+};
+use datapath::clock::Clock;
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_getres, clock_gettime},
+};
+
+use crate::{
+    load::{self, LoadError},
+    raw::Raw,
+};
+
+/// The program that tells the ticks.
+const PROGRAM: &str = "ticks";
+/// The constant in the agent's object.
+const CONSTANT: &str = "CLOCK";
+/// A reading is good when no tick fell into it; one falls at most every millisecond.
+const READINGS_MAX: u32 = 16;
+/// A test run takes no frame that is shorter than an Ethernet header.
+const FRAME: [u8; 64] = [0; 64];
+
+/// The monotonic clock in nanoseconds. The programs see the same one, at the last tick of the
+/// kernel's timer.
+pub fn now() -> u64 {
+    read(ClockId::CLOCK_MONOTONIC)
+}
+
+fn read(clock: ClockId) -> u64 {
+    nanoseconds(clock_gettime(clock).unwrap_or_else(|_| TimeSpec::new(0, 0)))
+}
+
+fn nanoseconds(time: TimeSpec) -> u64 {
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
+
+/// Sets the clock of an object that is about to be loaded; if `must_exist`, one without is refused.
+pub fn set<'a>(loader: &mut EbpfLoader<'a>, clock: &'a Raw<Clock>, must_exist: bool) {
+    loader.override_global(CONSTANT, clock, must_exist);
+}
+
+/// Asks the kernel for its ticks and says what time that is.
+pub fn measure() -> Result<Raw<Clock>, LoadError> {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map(nanoseconds).unwrap_or(0);
+    let mut object = EbpfLoader::new().load(load::CLOCK_OBJECT).map_err(load::explain_object)?;
+    let program = object.program_mut(PROGRAM).map(<&mut Xdp>::try_from);
+    let Some(Ok(program)) = program else {
+        return Err(LoadError::Object(format!("it has no program {PROGRAM}")));
+    };
+    load::patiently(|| program.load()).map_err(load::explain(PROGRAM))?;
+    let mut outcome = Clock::default();
+    for _ in 0..READINGS_MAX {
+        // This clock stands still from tick to tick.
+        let before = read(ClockId::CLOCK_MONOTONIC_COARSE);
+        let mut out = FRAME;
+        let options = TestRunOptions {
+            data_in: Some(&FRAME),
+            data_out: Some(&mut out),
+            ..TestRunOptions::default()
+        };
+        program.test_run(options).map_err(load::explain(PROGRAM))?;
+        let [a, b, c, d, e, f, g, h, ..] = out;
+        let ticks = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        outcome = Clock::new(tick, ticks, before);
+        if read(ClockId::CLOCK_MONOTONIC_COARSE) == before {
+            break;
+        }
+    }
+    Ok(Raw(outcome))
+}
