@@ -326,7 +326,7 @@ fn judge<T: AgentTables<V4>>(
     let peer_key = key.peer(half.address, half.port);
     let peer = tables.flow(&peer_key);
     if flow::expired(half, peer, key.protocol, settings, now) {
-        let (kind, position) = (half.kind, half.position);
+        let (kind, position) = (half.kind, half.position as u32);
         tables.remove_flow(&peer_key);
         tables.remove_flow(key);
         if kind == FlowKind::Outbound as u8 {
@@ -560,7 +560,7 @@ struct Wanted {
     idle: u32,
     policy: u8,
     /// [`mark::KEPT`] marks of the flow.
-    kept: u32,
+    kept: u16,
     now: Ticks,
     generation: u32,
     random: u64,
@@ -590,7 +590,7 @@ impl Wanted {
             last_seen: Cell::new(self.now.0),
             marks: Cell::new(self.kept),
             idle: self.idle,
-            position,
+            position: position as u16,
             sequence: Cell::new(0),
             acknowledgement: Cell::new(0),
         }

@@ -82,7 +82,7 @@ pub fn believes<F: Family>(
 
 /// The marks that a packet with these TCP flags leaves.
 #[inline(always)]
-pub const fn marks_of(flags: u8) -> u32 {
+pub const fn marks_of(flags: u8) -> u16 {
     let mut marks = 0;
     if flags & tcp_flag::SYN != 0 {
         marks |= mark::SYN;
@@ -145,7 +145,7 @@ pub enum State {
 /// both have opened at once, both acknowledge by a SYN (RFC 9293, 3.5).
 /// Connections whose SYN was not seen are taken as established.
 #[inline(always)]
-pub const fn state(ours: u32, theirs: u32) -> State {
+pub const fn state(ours: u16, theirs: u16) -> State {
     let either = ours | theirs;
     if either & mark::RST != 0 {
         State::Reset
@@ -163,7 +163,7 @@ pub const fn state(ours: u32, theirs: u32) -> State {
 
 /// How long a flow may be silent.
 #[inline(always)]
-pub const fn limit(ours: u32, theirs: u32, idle: u32, protocol: u8, timers: &Timers) -> Ticks {
+pub const fn limit(ours: u16, theirs: u16, idle: u32, protocol: u8, timers: &Timers) -> Ticks {
     if protocol != protocol::TCP {
         return Ticks(idle);
     }

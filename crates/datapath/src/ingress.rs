@@ -194,7 +194,7 @@ fn inbound<T: AgentTables<V4>>(
         last_seen: Cell::new(ticks.0),
         marks: Cell::new(marks),
         idle: service.idle,
-        position: index,
+        position: index as u16,
         sequence: Cell::new(0),
         acknowledgement: Cell::new(0),
     };

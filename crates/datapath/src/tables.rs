@@ -7,7 +7,7 @@
 
 use core::cell::Cell;
 
-use crate::limits::{NEAR_VIPS_ROWS, SEGMENTS_MAX};
+use crate::limits::{BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, NEAR_VIPS_ROWS, SEGMENTS_MAX};
 
 /// A row that may cross into the kernel byte by byte: `repr(C)`, no hidden padding, every bit
 /// pattern valid.
@@ -74,6 +74,8 @@ pub struct FlowKey<A> {
 
 /// One direction of one flow. The other direction is a row of its own ([`FlowKey::peer`]), made
 /// and removed together with this one and carrying the same `generation`.
+// Half a cache line: the kernel puts 64 bytes of its own and of the key in front, so that of rows of
+// this size every other one has all that a packet needs in one line, and none in more than two.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Flow<A> {
@@ -89,13 +91,13 @@ pub struct Flow<A> {
     pub generation: u32,
     /// When this direction last saw a packet, [`Ticks`].
     pub last_seen: Cell<u32>,
-    /// TCP flags that this direction has seen, and other marks: [`mark`].
-    pub marks: Cell<u32>,
     /// Idle time after which an established flow is forgotten, [`Ticks`].
     pub idle: u32,
+    /// TCP flags that this direction has seen, and other marks: [`mark`].
+    pub marks: Cell<u16>,
     /// Position of the port in the node's holding (block index * 8 + offset); for a flow that
     /// came in, the endpoint's index.
-    pub position: u32,
+    pub position: u16,
     /// End of the highest sequence number this direction has sent (TCP).
     pub sequence: Cell<u32>,
     /// Highest acknowledgement this direction has sent (TCP): what its receiver expects next.
@@ -115,23 +117,23 @@ pub enum FlowKind {
 /// Bits of [`Flow::marks`].
 pub mod mark {
     /// A SYN went this way.
-    pub const SYN: u32 = 1 << 0;
+    pub const SYN: u16 = 1 << 0;
     /// A FIN went this way.
-    pub const FIN: u32 = 1 << 1;
+    pub const FIN: u16 = 1 << 1;
     /// An RST went this way.
-    pub const RST: u32 = 1 << 2;
+    pub const RST: u16 = 1 << 2;
     /// A packet that is neither SYN nor RST went this way.
-    pub const DATA: u32 = 1 << 3;
+    pub const DATA: u16 = 1 << 3;
     /// An acknowledgement went this way, so that [`super::Flow::acknowledgement`] means something.
-    pub const ACK: u32 = 1 << 4;
+    pub const ACK: u16 = 1 << 4;
     /// A FIN or RST went the other way.
-    pub const ENDED: u32 = 1 << 5;
+    pub const ENDED: u16 = 1 << 5;
     /// Both ends get an RST when the established connection idles out.
-    pub const TCP_RESET: u32 = 1 << 6;
+    pub const TCP_RESET: u16 = 1 << 6;
     /// The NAT gateway's [`super::Timers`] hold, not the load balancer's.
-    pub const GATEWAY_TIMERS: u32 = 1 << 7;
+    pub const GATEWAY_TIMERS: u16 = 1 << 7;
     /// What a flow is opened with and keeps whatever its connection does.
-    pub const KEPT: u32 = TCP_RESET | GATEWAY_TIMERS;
+    pub const KEPT: u16 = TCP_RESET | GATEWAY_TIMERS;
 }
 
 /// How long TCP flows that are not established may be silent, in [`Ticks`]. `reset` is the
@@ -283,7 +285,7 @@ pub struct AgentSettings<A> {
 impl<A> AgentSettings<A> {
     /// The timers of a flow with these marks.
     #[inline(always)]
-    pub const fn timers(&self, marks: u32) -> &Timers {
+    pub const fn timers(&self, marks: u16) -> &Timers {
         &self.timers[(marks & mark::GATEWAY_TIMERS != 0) as usize]
     }
 }
@@ -523,6 +525,10 @@ pub struct NearVip<A> {
     /// [`Vip::whole`].
     pub whole: u16,
 }
+
+const _: () = assert!(size_of::<Flow<[u8; 4]>>() == 32);
+// What a flow's position counts.
+const _: () = assert!(BLOCKS_MAX * BLOCK_PORTS <= 1 << 16 && ENDPOINTS_MAX <= 1 << 16);
 
 impl<A> Row for FlowKey<A> {}
 impl<A> Row for Flow<A> {}

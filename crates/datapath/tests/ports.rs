@@ -105,7 +105,7 @@ impl Node {
         let peer = opened.key.peer(half.address, half.port);
         self.host.tables.remove_flow(&peer);
         self.host.tables.remove_flow(&opened.key);
-        release(&self.host.tables, opened.key.target, opened.key.target_port, UDP, position);
+        release(&self.host.tables, opened.key.target, opened.key.target_port, UDP, position.into());
     }
 }
 

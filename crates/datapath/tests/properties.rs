@@ -112,7 +112,7 @@ const SETTINGS: AgentSettings<[u8; 4]> = AgentSettings {
     timers: [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY],
 };
 
-fn half(marks: u32, idle: u32, seen: u32, generation: u32) -> Flow<[u8; 4]> {
+fn half(marks: u16, idle: u32, seen: u32, generation: u32) -> Flow<[u8; 4]> {
     Flow {
         marks: Cell::new(marks),
         idle,
@@ -367,7 +367,7 @@ proptest! {
 
     #[test]
     fn a_flow_that_is_over_looks_idle_on_at_least_one_side(
-        (ours, theirs) in (0u32..64, 0u32..64),
+        (ours, theirs) in (0u16..64, 0u16..64),
         gateway: bool,
         protocol in prop_oneof![Just(TCP), Just(UDP)],
         (age, apart) in (0u32..40, 0u32..40),

@@ -226,7 +226,7 @@ mod tests {
     const SERVER: Address = [198, 51, 100, 4];
     const IDLE: Ticks = Ticks::from_seconds(240);
     const NOW: Ticks = Ticks::from_seconds(10_000);
-    const OPEN: u32 = mark::SYN | mark::DATA | mark::ACK;
+    const OPEN: u16 = mark::SYN | mark::DATA | mark::ACK;
 
     /// A flow by `vip`'s `port` to `remote` on the server.
     struct Given {
@@ -235,7 +235,7 @@ mod tests {
         vip: Address,
         port: u16,
         remote: u16,
-        marks: (u32, u32),
+        marks: (u16, u16),
         silent: Ticks,
     }
 

@@ -47,6 +47,8 @@ struct Converter {
 }
 
 const CONVERTERS: &[Converter] = &[
+    // Before rows were half a cache line.
+    Converter { table: FLOWS, key: 16, row: 36, convert: shorter_flow },
     // Before timers were settings.
     Converter { table: SETTINGS, key: 4, row: 40, convert: longer },
 ];
@@ -54,6 +56,16 @@ const CONVERTERS: &[Converter] = &[
 /// Rows of an earlier version to which fields were added at the end.
 fn longer(old: &[u8], new: &mut [u8]) {
     new[..old.len()].copy_from_slice(old);
+}
+
+/// Flows whose marks and position had 32 bits each.
+fn shorter_flow(old: &[u8], new: &mut [u8]) {
+    // Where bytes of the old row went.
+    let moved = [(0..16, 0), (16..18, 20), (20..24, 16), (24..26, 22), (28..36, 24)];
+    for (from, to) in moved {
+        let Some(bytes) = old.get(from) else { continue };
+        new[to..to + bytes.len()].copy_from_slice(bytes);
+    }
 }
 
 /// Tables with rows that the objects do not give: the programs write the flows, settings have the
@@ -198,7 +210,7 @@ fn merged(old: &FlowBytes, new: &FlowBytes, swapped: Option<Ticks>) -> FlowBytes
         && half.generation == other.generation
     {
         let marks = half.marks.get() | other.marks.get();
-        row[MARKS..MARKS + 4].copy_from_slice(&marks.to_ne_bytes());
+        row[MARKS..MARKS + 2].copy_from_slice(&marks.to_ne_bytes());
     }
     row
 }
@@ -449,7 +461,7 @@ mod tests {
 
     const SHAPE: Shape = Shape { kind: 1, key: 16, row: 40, rows: 4096 };
 
-    fn bytes(generation: u32, last_seen: u32, marks: u32, port: u8) -> FlowBytes {
+    fn bytes(generation: u32, last_seen: u32, marks: u16, port: u8) -> FlowBytes {
         let mut bytes: FlowBytes = [0; size_of::<FlowBytes>()];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(offset_of!(Flow<Address>, port), &[0, port]);
@@ -472,6 +484,24 @@ mod tests {
         assert!(converter("flows", &SHAPE, &Shape { row: 41, ..SHAPE }).is_none());
         assert!(converter("flows", &SHAPE, &Shape { key: 20, ..SHAPE }).is_none());
         assert!(converter("flows", &SHAPE, &Shape { kind: 2, ..SHAPE }).is_none());
+    }
+
+    #[test]
+    fn a_flow_of_the_longer_row_keeps_all_that_it_had() {
+        // Address, port, kind and policy, then generation, last seen, marks, idle, position and
+        // both numbers in 32 bits each.
+        let words = [0x0102_0304, 0x0506_0708, 0xff, 0x090a_0b0c, 63_999, 0x1112_1314, 0x1516_1718];
+        let mut old = vec![203, 0, 113, 10, 4, 0, 1, 63];
+        old.extend(words.iter().flat_map(|word: &u32| word.to_ne_bytes()));
+        let (from, to) = (Shape { row: 36, ..SHAPE }, Shape { row: 32, ..SHAPE });
+        let mut new: FlowBytes = [0; size_of::<FlowBytes>()];
+        converter(FLOWS, &from, &to).unwrap()(&old, &mut new);
+        let flow = half(&new).unwrap();
+        assert_eq!((flow.address, flow.port), ([203, 0, 113, 10], [4, 0]));
+        assert_eq!((flow.kind, flow.policy, flow.generation), (1, 63, words[0]));
+        assert_eq!((flow.last_seen.get(), flow.marks.get()), (words[1], 0xff));
+        assert_eq!((flow.idle, flow.position), (words[3], 63_999));
+        assert_eq!((flow.sequence.get(), flow.acknowledgement.get()), (words[5], words[6]));
     }
 
     #[test]

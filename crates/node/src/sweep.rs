@@ -416,7 +416,7 @@ impl Sweep {
         let fingerprint = fingerprint_of(settings, key, half);
         for (_, row) in watched(&self.positions) {
             if row.fingerprint.get() == fingerprint {
-                row.release(&self.positions, half.position);
+                row.release(&self.positions, half.position.into());
             }
         }
     }

@@ -59,7 +59,7 @@ impl Tables {
         &mut self,
         remote_port: u16,
         port: u16,
-        position: u32,
+        position: u16,
         silent: Ticks,
     ) -> FlowKey<Address> {
         static GENERATION: AtomicU32 = AtomicU32::new(1);
@@ -91,7 +91,7 @@ impl Drop for Tables {
     }
 }
 
-fn half(address: Address, port: u16, generation: u32, position: u32, silent: Ticks) -> FlowBytes {
+fn half(address: Address, port: u16, generation: u32, position: u16, silent: Ticks) -> FlowBytes {
     type Half = Flow<Address>;
     let now = Ticks::from_nanoseconds(clock::now());
     let mut bytes: FlowBytes = [0; size_of::<Half>()];
@@ -160,7 +160,7 @@ fn one_step_looks_at_so_many_rows_and_no_more() {
     let flows = STEP_ROWS_MAX as u16;
     let mut tables = Tables::new("bound", 2 * u32::from(flows) + 4096);
     for number in 0..flows {
-        tables.open(443, 1024 + number, u32::from(number), Ticks(0));
+        tables.open(443, 1024 + number, number, Ticks(0));
     }
     let holding = holding(1024..65024);
     let mut sweep = tables.sweep();
@@ -192,21 +192,19 @@ fn positions_of_flows_that_are_over_can_be_taken_again() {
 
 /// Both halves of an established connection from the pod, silent for longer than it may, whose
 /// ends expect these numbers.
-fn connect(tables: &mut Tables, port: u16, marks: u32, expects: [u32; 2]) {
-    const ESTABLISHED: u32 = mark::SYN | mark::DATA | mark::ACK;
+fn connect(tables: &mut Tables, port: u16, marks: u16, expects: [u32; 2]) {
+    const ESTABLISHED: u16 = mark::SYN | mark::DATA | mark::ACK;
     type Half = Flow<Address>;
-    let key = tables.open(443, port, u32::from(port - 2048), Ticks::from_seconds(241));
+    let key = tables.open(443, port, port - 2048, Ticks::from_seconds(241));
     for side in [Side::Egress, Side::Ingress] {
         let udp = match side {
             Side::Egress => key,
             Side::Ingress => key.peer(VIP, port.to_be_bytes()),
         };
         let mut bytes = tables.flows.take(&Raw(udp)).unwrap().unwrap();
-        let mut put = |at: usize, value: u32| {
-            bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-        };
-        put(offset_of!(Half, marks), ESTABLISHED | marks);
-        put(offset_of!(Half, acknowledgement), expects[side as usize]);
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(offset_of!(Half, marks), &(ESTABLISHED | marks).to_ne_bytes());
+        put(offset_of!(Half, acknowledgement), &expects[side as usize].to_ne_bytes());
         let tcp = FlowKey { protocol: protocol::TCP, ..udp };
         tables.flows.set(&Raw(tcp), &bytes).unwrap();
     }
@@ -286,7 +284,7 @@ fn what_a_pod_has_open_is_counted_against_its_allowances() {
     }
     assert_eq!((row(1).used(), row(2).used()), (10, 50));
     for port in 2048..2051 {
-        tables.open(443, port, u32::from(port - 2048), Ticks(0));
+        tables.open(443, port, port - 2048, Ticks(0));
     }
     tables.open(443, 2060, 12, Ticks::from_seconds(241));
     let mut sweep = tables.sweep();
@@ -310,9 +308,9 @@ fn a_refused_destination_gets_its_ports_back_without_a_whole_pass() {
     let row = probe(fingerprint, 0, tables.positions.rows());
     for port in 2048..2112 {
         let silent = if port == 2100 { Ticks::from_seconds(241) } else { Ticks(0) };
-        tables.open(443, port, u32::from(port - 2048), silent);
+        tables.open(443, port, port - 2048, silent);
         // Another destination's flow is over too, and nobody asks for it.
-        tables.open(444, port, u32::from(port - 2048), Ticks::from_seconds(241));
+        tables.open(444, port, port - 2048, Ticks::from_seconds(241));
     }
     let mut sweep = tables.sweep();
     let held = holding(2048..2112);

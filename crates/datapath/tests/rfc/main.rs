@@ -134,7 +134,7 @@ impl Node {
             if flow::expired(half, tables.flow(&peer_key), key.protocol, settings, now) {
                 tables.remove_flow(&peer_key);
                 tables.remove_flow(&key);
-                release(tables, key.target, key.target_port, key.protocol, row.position);
+                release(tables, key.target, key.target_port, key.protocol, row.position.into());
             }
         }
     }

@@ -16,11 +16,11 @@ use crate::{
     rig::{FlowRow, second},
 };
 
-const SYN: u32 = mark::SYN;
-const FIN: u32 = mark::FIN;
-const RST: u32 = mark::RST;
-const DATA: u32 = mark::DATA;
-const ACK: u32 = mark::ACK;
+const SYN: u16 = mark::SYN;
+const FIN: u16 = mark::FIN;
+const RST: u16 = mark::RST;
+const DATA: u16 = mark::DATA;
+const ACK: u16 = mark::ACK;
 
 fn headers(words: &str) -> Headers<V4> {
     ipv4(&built(words)[..], ETHERNET).expect("a sound packet")
@@ -30,7 +30,7 @@ fn tcp(words: &str) -> Headers<V4> {
     headers(&format!("ip pod > server tcp 40000 > 443 {words}"))
 }
 
-fn half(marks: u32, sequence: u32, acknowledgement: u32) -> Flow<[u8; 4]> {
+fn half(marks: u16, sequence: u32, acknowledgement: u32) -> Flow<[u8; 4]> {
     Flow {
         marks: Cell::new(marks),
         sequence: Cell::new(sequence),
@@ -40,7 +40,7 @@ fn half(marks: u32, sequence: u32, acknowledgement: u32) -> Flow<[u8; 4]> {
 }
 
 /// What a half holds after a packet.
-fn after(half: &Flow<[u8; 4]>, packet: &str) -> (u32, u32, u32) {
+fn after(half: &Flow<[u8; 4]>, packet: &str) -> (u16, u32, u32) {
     flow::see(half, &tcp(packet), Ticks(9), true);
     (half.marks.get(), half.sequence.get(), half.acknowledgement.get())
 }
@@ -267,7 +267,7 @@ fn a_half_without_its_peer_is_over_after_two_seconds() {
 }
 
 /// A half with an idle time that saw its last packet at a time.
-fn seen(marks: u32, idle: u32, last_seen: u32, generation: u32) -> Flow<[u8; 4]> {
+fn seen(marks: u16, idle: u32, last_seen: u32, generation: u32) -> Flow<[u8; 4]> {
     Flow { idle, last_seen: Cell::new(last_seen), generation, ..half(marks, 0, 0) }
 }
 

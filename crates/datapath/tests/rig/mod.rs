@@ -80,9 +80,9 @@ pub struct FlowRow {
     pub port: [u8; 2],
     pub kind: u8,
     pub policy: u8,
-    pub marks: u32,
+    pub marks: u16,
     pub idle: u32,
-    pub position: u32,
+    pub position: u16,
     pub sequence: u32,
     pub acknowledgement: u32,
 }

@@ -279,7 +279,7 @@ pub fn agent(object: &[u8], flows: u32) -> Result<Object> {
                 last_seen: Cell::new(now.0),
                 marks: Cell::new(mark::SYN | mark::DATA),
                 idle: IDLE.0,
-                position: flow & 0x7fff,
+                position: (flow & 0x7fff) as u16,
                 sequence: Cell::new(0),
                 acknowledgement: Cell::new(0),
             })
