@@ -451,6 +451,13 @@ fn open<T: AgentTables<V4>>(
     if policy.flags & policy_flag::GATEWAY_TIMERS != 0 {
         kept |= mark::GATEWAY_TIMERS;
     }
+    let random = hash::secret(
+        settings.seed,
+        [
+            u64::from_le_bytes([a, b, c, d, key.source_port[0], key.source_port[1], 0, 0]),
+            fingerprint,
+        ],
+    );
     let wanted = Wanted {
         key,
         reverse: FlowKey::default(),
@@ -463,14 +470,9 @@ fn open<T: AgentTables<V4>>(
         policy: index,
         kept,
         now: Ticks::from_nanoseconds(now),
-        generation: hash::secret(settings.seed, [now, fingerprint]) as u32,
-        random: hash::secret(
-            settings.seed,
-            [
-                u64::from_le_bytes([a, b, c, d, key.source_port[0], key.source_port[1], 0, 0]),
-                fingerprint,
-            ],
-        ),
+        // Another one whenever the same flow is opened.
+        generation: (random >> 32) as u32 ^ Ticks::from_nanoseconds(now).0,
+        random,
         collided: false,
         place: Place { address: [0; 4], port: [0; 2], position: 0 },
     };
