@@ -19,7 +19,7 @@ use crate::worlds;
 
 /// Ports of a holding, towards how many servers it is filled at once, and how often.
 const HOLDINGS: [(u32, u32, usize); 5] =
-    [(8, 32, 31), (256, 32, 31), (1024, 32, 15), (16_384, 2, 9), (64_000, 1, 9)];
+    [(8, 32, 61), (256, 32, 31), (1024, 32, 31), (16_384, 2, 31), (64_000, 1, 31)];
 /// How full it is, in percent, when new flows are measured.
 const FULL: [u32; 3] = [50, 90, 99];
 /// Flows of others.
