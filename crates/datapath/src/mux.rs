@@ -73,11 +73,11 @@ struct Hop {
 /// Decides about one frame that arrived at a mux. `now` reads the monotonic clock in nanoseconds;
 /// only fragments ask for it.
 #[inline(always)]
-pub fn mux<P: Packet + ?Sized, T: MuxTables>(
+pub fn mux<'a, P: Packet + ?Sized, T: MuxTables>(
     packet: &P,
-    tables: &T,
+    tables: &'a T,
     now: impl Fn() -> u64,
-) -> MuxVerdict {
+) -> MuxVerdict<'a> {
     match decide(packet, tables, now) {
         Ok(verdict) => verdict,
         Err(reason) => MuxVerdict::Drop(reason),
@@ -85,11 +85,11 @@ pub fn mux<P: Packet + ?Sized, T: MuxTables>(
 }
 
 #[inline(always)]
-fn decide<P: Packet + ?Sized, T: MuxTables>(
+fn decide<'a, P: Packet + ?Sized, T: MuxTables>(
     packet: &P,
-    tables: &T,
+    tables: &'a T,
     now: impl Fn() -> u64,
-) -> Result<MuxVerdict, Drop> {
+) -> Result<MuxVerdict<'a>, Drop> {
     let Some(ethernet) = packet.read::<ETHERNET>(0) else { return Err(Drop::Malformed) };
     if u16::from_be_bytes([ethernet[12], ethernet[13]]) != ETHERNET_IPV4 {
         return Ok(MuxVerdict::Pass(Pass::NotIp));
@@ -98,7 +98,9 @@ fn decide<P: Packet + ?Sized, T: MuxTables>(
         return Ok(MuxVerdict::Pass(Pass::NotConfigured));
     };
     // XDP runs before the kernel's own filter; a flooding switch would make every mux answer.
-    if ethernet[..6] != settings.mac {
+    if packet::field::<4>(&ethernet, 0) != packet::field::<4>(&settings.mac, 0)
+        || packet::field::<2>(&ethernet, 4) != packet::field::<2>(&settings.mac, 4)
+    {
         return Err(Drop::OtherMac);
     }
     // The cheap question first: whatever is not for a VIP is the machine's own business, even
@@ -111,22 +113,21 @@ fn decide<P: Packet + ?Sized, T: MuxTables>(
         };
     };
     let headers = packet::ipv4(packet, ETHERNET)?;
-    let room = settings.mtu.saturating_sub(GUE_OVERHEAD);
     if headers.fragment {
         let hop = match cut(packet, tables, settings, ETHERNET, now) {
-            Err(Drop::TooBig) => return too_big(packet, &headers, room),
+            Err(Drop::TooBig) => return too_big(packet, settings, &headers),
             hop => hop?,
         };
         let Hop { event, hash, target } = hop;
-        let outer = to_gateway(settings, target, headers.total, headers.tos, hash.into())?;
+        let outer = to_gateway(settings, target, headers.total, headers.tos, hash)?;
         return Ok(MuxVerdict::Wrap { outer, event });
     }
     let way = way(packet, tables, settings, &headers, &vip)?;
-    if headers.total > room {
-        return too_big(packet, &headers, room);
+    if !fits(settings, headers.total) {
+        return too_big(packet, settings, &headers);
     }
     let node = node(tables, way.node)?;
-    let outer = to_gateway(settings, node, headers.total, headers.tos, way.hash as u32)?;
+    let outer = to_gateway(settings, node.address, headers.total, headers.tos, way.hash as u16)?;
     Ok(MuxVerdict::Wrap { outer, event: way.event })
 }
 
@@ -139,20 +140,20 @@ fn vip<T: MuxTables>(tables: &T, address: Address) -> Option<Vip> {
 
 /// Decides about what another mux, `sender`, hands over.
 #[inline(always)]
-fn handed_over<P: Packet + ?Sized, T: MuxTables>(
+fn handed_over<'a, P: Packet + ?Sized, T: MuxTables>(
     packet: &P,
     tables: &T,
-    settings: &MuxSettings<Address>,
+    settings: &'a MuxSettings<Address>,
     sender: Address,
     now: impl Fn() -> u64,
-) -> Result<MuxVerdict, Drop> {
+) -> Result<MuxVerdict<'a>, Drop> {
     if sender == settings.address || !tables.is_mux(&sender) {
         return Err(Drop::NotMux);
     }
     let Hop { event, hash, target } = cut(packet, tables, settings, gue::OUTER, now)?;
     let Some(b) = packet.read::<4>(gue::OUTER) else { return Err(Drop::Malformed) };
     let total = u16::from_be_bytes([b[2], b[3]]);
-    let outer = to_gateway(settings, target, total, b[1], hash.into())?;
+    let outer = to_gateway(settings, target, total, b[1], hash)?;
     Ok(MuxVerdict::Rewrap { outer, event })
 }
 
@@ -174,7 +175,7 @@ fn cut<P: Packet + ?Sized, T: MuxTables>(
     let key = fragment::key(&headers, Side::Ingress);
     // All fragments take one path, so that they do not overtake each other.
     let hash = datagram_hash(&key, settings.seed);
-    if headers.total > settings.mtu.saturating_sub(GUE_OVERHEAD) {
+    if !fits(settings, headers.total) {
         return Err(Drop::TooBig);
     }
     // At most one hop: what was handed over stays here, whoever else would be the keeper.
@@ -193,7 +194,7 @@ fn cut<P: Packet + ?Sized, T: MuxTables>(
         }
         _ => {
             let way = direct(tables, settings, &headers, &vip)?;
-            let address = node(tables, way.node)?;
+            let address = node(tables, way.node)?.address;
             tables.keep_fragment(&key, Fragment { address, seen: ticks.0 });
             (address, way.event)
         }
@@ -210,10 +211,10 @@ fn way<P: Packet + ?Sized, T: MuxTables>(
     headers: &Headers<V4>,
     vip: &Vip,
 ) -> Result<Way, Drop> {
-    match headers.transport {
-        Transport::IcmpError => error(packet, tables, settings, headers, vip),
-        _ => direct(tables, settings, headers, vip),
+    if matches!(headers.transport, Transport::IcmpError) {
+        return error(packet, tables, settings, headers, vip);
     }
+    direct(tables, settings, headers, vip)
 }
 
 /// The node that a packet belongs to by its own headers.
@@ -224,6 +225,9 @@ fn direct<T: MuxTables>(
     headers: &Headers<V4>,
     vip: &Vip,
 ) -> Result<Way, Drop> {
+    if matches!(headers.transport, Transport::Tcp | Transport::Udp) {
+        return by_port(tables, settings, headers, vip);
+    }
     match headers.transport {
         Transport::Tcp | Transport::Udp | Transport::Echo { request: false } => {
             by_port(tables, settings, headers, vip)
@@ -275,11 +279,11 @@ fn owner_of<T: MuxTables>(tables: &T, vip: &Vip, port: [u8; 2]) -> u16 {
     tables.owners(row).map_or(owner::NONE, |owners| owners.0[(port as usize / 8) & 3])
 }
 
-/// The address of a node.
+/// A node's row.
 #[inline(always)]
-fn node<T: MuxTables>(tables: &T, index: u16) -> Result<Address, Drop> {
+fn node<T: MuxTables>(tables: &T, index: u16) -> Result<&Node<Address>, Drop> {
     match tables.node(index as u32) {
-        Some(node) if node.present != 0 => Ok(node.address),
+        Some(node) if node.present != 0 => Ok(node),
         _ => Err(Drop::StaleMux),
     }
 }
@@ -289,14 +293,23 @@ fn node<T: MuxTables>(tables: &T, index: u16) -> Result<Address, Drop> {
 fn to_gateway(
     settings: &MuxSettings<Address>,
     target: Address,
-    total: u16,
+    inner: u16,
     tos: u8,
-    hash: u32,
-) -> Result<[u8; gue::OUTER], Drop> {
-    if settings.gateway_mac == [0; 6] {
+    hash: u16,
+) -> Result<gue::Outer<'_>, Drop> {
+    // The last bytes first: they alone tell nearly always.
+    if packet::field::<4>(&settings.gateway_mac, 2) == [0; 4]
+        && packet::field::<2>(&settings.gateway_mac, 0) == [0; 2]
+    {
         return Err(Drop::NoGateway);
     }
-    Ok(gue::outer(settings, target, total, tos, hash))
+    Ok(gue::Outer { settings, target, inner, tos, hash })
+}
+
+/// Whether the way to the nodes carries a packet of `total` bytes once it is wrapped.
+#[inline(always)]
+fn fits(settings: &MuxSettings<Address>, total: u16) -> bool {
+    total as u32 + GUE_OVERHEAD as u32 <= settings.mtu as u32
 }
 
 /// A packet that does not fit once it is wrapped: where it may not be cut, its sender is told, once
@@ -305,13 +318,13 @@ fn to_gateway(
 #[inline(always)]
 fn too_big<P: Packet + ?Sized>(
     packet: &P,
+    settings: &MuxSettings<Address>,
     headers: &Headers<V4>,
-    room: u16,
-) -> Result<MuxVerdict, Drop> {
+) -> Result<MuxVerdict<'static>, Drop> {
     // Nobody is told of errors, of later fragments, or under an address that is no single host's
     // (RFC 1122, 3.2.2).
     let is_silent = matches!(headers.transport, Transport::IcmpError | Transport::Fragment)
-        || matches!(headers.source[0], 0 | 127 | 224..);
+        || matches!(u32::from_be_bytes(headers.source) >> 24, 0 | 127 | 224..);
     if is_silent {
         return Err(Drop::TooBig);
     }
@@ -321,6 +334,7 @@ fn too_big<P: Packet + ?Sized>(
     if may_be_cut {
         return Err(Drop::TooBig);
     }
+    let room = settings.mtu.saturating_sub(GUE_OVERHEAD);
     Ok(MuxVerdict::TellTooBig {
         headers: icmp::too_big(&ethernet, headers, &quote, room),
         length: gue::OUTER + icmp::QUOTE,
@@ -399,8 +413,8 @@ fn left<T: MuxTables>(
     settings: &MuxSettings<Address>,
     headers: &Headers<V4>,
 ) -> Result<Way, Drop> {
-    let [high, low] = headers.target_port;
-    let key = LeftoverKey { vip: headers.target, start: [high, low & !7], reserved: [0; 2] };
+    let start = (u16::from_be_bytes(headers.target_port) & !7).to_be_bytes();
+    let key = LeftoverKey { vip: headers.target, start, reserved: [0; 2] };
     match tables.leftover(&key) {
         None => Err(Drop::NoRule),
         Some(node) => Ok(Way {
