@@ -11,7 +11,7 @@
 use crate::{
     Drop, Event, Pass, V4, fragment, gue, hash, icmp,
     limits::{GUE_OVERHEAD, KEEPERS_ROWS},
-    packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport},
+    packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport, View},
     protocol,
     tables::{
         Fragment, FragmentKey, LeftoverKey, MuxSettings, NearVip, Node, Owners, Rule, RuleKey,
@@ -73,8 +73,8 @@ struct Hop {
 /// Decides about one frame that arrived at a mux. `now` reads the monotonic clock in nanoseconds;
 /// only fragments ask for it.
 #[inline(always)]
-pub fn mux<'a, P: Packet + ?Sized, T: MuxTables>(
-    packet: &P,
+pub fn mux<'a, P: Packet + Copy, T: MuxTables>(
+    packet: P,
     tables: &'a T,
     now: impl Fn() -> u64,
 ) -> MuxVerdict<'a> {
@@ -85,50 +85,86 @@ pub fn mux<'a, P: Packet + ?Sized, T: MuxTables>(
 }
 
 #[inline(always)]
-fn decide<'a, P: Packet + ?Sized, T: MuxTables>(
-    packet: &P,
+fn decide<'a, P: Packet + Copy, T: MuxTables>(
+    packet: P,
     tables: &'a T,
     now: impl Fn() -> u64,
 ) -> Result<MuxVerdict<'a>, Drop> {
-    let Some(ethernet) = packet.read::<ETHERNET>(0) else { return Err(Drop::Malformed) };
-    if u16::from_be_bytes([ethernet[12], ethernet[13]]) != ETHERNET_IPV4 {
-        return Ok(MuxVerdict::Pass(Pass::NotIp));
-    }
-    let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {
-        return Ok(MuxVerdict::Pass(Pass::NotConfigured));
+    // One look at the bounds for both headers.
+    let Some(start) = packet.view::<{ ETHERNET + 20 }>(0) else {
+        return too_short(&packet, tables);
     };
-    // XDP runs before the kernel's own filter; a flooding switch would make every mux answer.
-    if packet::field::<4>(&ethernet, 0) != packet::field::<4>(&settings.mac, 0)
-        || packet::field::<2>(&ethernet, 4) != packet::field::<2>(&settings.mac, 4)
-    {
-        return Err(Drop::OtherMac);
-    }
+    let settings = match configured(&start, tables) {
+        Ok(settings) => settings,
+        Err(verdict) => return Ok(verdict),
+    };
     // The cheap question first: whatever is not for a VIP is the machine's own business, even
     // where its headers would not please us. But for what other muxes hand over.
-    let Some(target) = packet.read::<4>(ETHERNET + 16) else { return Err(Drop::Malformed) };
+    let target = start.field(ETHERNET + 16);
     let Some(vip) = vip(tables, target) else {
-        return match gue::sender(packet, settings.address, settings.gue_port) {
+        return match gue::sender(&packet, settings.address, settings.gue_port) {
             None => Ok(MuxVerdict::Pass(Pass::NotVip)),
             Some(sender) => handed_over(packet, tables, settings, sender, now),
         };
     };
-    let headers = packet::ipv4(packet, ETHERNET)?;
+    let mut headers = packet::internet_in(&start, ETHERNET, ETHERNET, packet.length())?;
+    headers.target = target;
     if headers.fragment {
         let hop = match cut(packet, tables, settings, ETHERNET, now) {
-            Err(Drop::TooBig) => return too_big(packet, settings, &headers),
+            Err(Drop::TooBig) => {
+                let headers = packet::ipv4(&packet, ETHERNET)?;
+                let is_later =
+                    matches!(headers.transport, Transport::IcmpError | Transport::Fragment);
+                return too_big(&packet, settings, &headers, is_later);
+            }
             hop => hop?,
         };
         let Hop { event, hash, target } = hop;
         let outer = to_gateway(settings, target, headers.total, headers.tos, hash)?;
         return Ok(MuxVerdict::Wrap { outer, event });
     }
-    let way = way(packet, tables, settings, &headers, &vip)?;
+    packet::transport(&packet, &mut headers)?;
+    let way = way(&packet, tables, settings, &headers, &vip)?;
     if !fits(settings, headers.total) {
-        return too_big(packet, settings, &headers);
+        let is_error = matches!(way.event, Event::WrappedError);
+        return too_big(&packet, settings, &headers, is_error);
     }
     let node = node(tables, way.node)?;
     let outer = to_gateway(settings, node.address, headers.total, headers.tos, way.hash as u16)?;
     Ok(MuxVerdict::Wrap { outer, event: way.event })
+}
+
+/// Decides about a frame that is too short for an IP header.
+#[inline(always)]
+fn too_short<P: Packet, T: MuxTables>(packet: &P, tables: &T) -> Result<MuxVerdict<'static>, Drop> {
+    let Some(ethernet) = packet.view::<ETHERNET>(0) else { return Err(Drop::Malformed) };
+    match configured(&ethernet, tables) {
+        Ok(_) => Err(Drop::Malformed),
+        Err(verdict) => Ok(verdict),
+    }
+}
+
+/// The settings, where the frame with this Ethernet header is for this machine; else what becomes
+/// of it.
+#[inline(always)]
+fn configured<'a, E: View, T: MuxTables>(
+    ethernet: &E,
+    tables: &'a T,
+) -> Result<&'a MuxSettings<Address>, MuxVerdict<'static>> {
+    if ethernet.number(12) != ETHERNET_IPV4 {
+        return Err(MuxVerdict::Pass(Pass::NotIp));
+    }
+    let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {
+        return Err(MuxVerdict::Pass(Pass::NotConfigured));
+    };
+    // XDP runs before the kernel's own filter; a flooding switch would make every mux answer.
+    let mac = &settings.mac;
+    if ethernet.field::<4>(0) != packet::field::<4>(mac, 0)
+        || ethernet.field::<2>(4) != packet::field::<2>(mac, 4)
+    {
+        return Err(MuxVerdict::Drop(Drop::OtherMac));
+    }
+    Ok(settings)
 }
 
 /// The VIP with this address.
@@ -140,8 +176,8 @@ fn vip<T: MuxTables>(tables: &T, address: Address) -> Option<Vip> {
 
 /// Decides about what another mux, `sender`, hands over.
 #[inline(always)]
-fn handed_over<'a, P: Packet + ?Sized, T: MuxTables>(
-    packet: &P,
+fn handed_over<'a, P: Packet + Copy, T: MuxTables>(
+    packet: P,
     tables: &T,
     settings: &'a MuxSettings<Address>,
     sender: Address,
@@ -159,16 +195,17 @@ fn handed_over<'a, P: Packet + ?Sized, T: MuxTables>(
 
 /// Decides about the fragment whose IP header is at `ip`: behind the Ethernet header, or behind
 /// those by which another mux hands it over.
-// VERIFIER: a function of its own keeps its registers and its stack out of other packets' way.
+// VERIFIER: a function of its own keeps its registers and its stack out of other packets' way; and
+// it gets a packet of its own, or all packets would have theirs put on the stack for it.
 #[inline(never)]
-fn cut<P: Packet + ?Sized, T: MuxTables>(
-    packet: &P,
+fn cut<P: Packet, T: MuxTables>(
+    packet: P,
     tables: &T,
     settings: &MuxSettings<Address>,
     ip: usize,
     now: impl Fn() -> u64,
 ) -> Result<Hop, Drop> {
-    let headers = packet::ipv4(packet, ip)?;
+    let headers = packet::ipv4(&packet, ip)?;
     let Some(vip) = vip(tables, headers.target).filter(|_| headers.fragment) else {
         return Err(Drop::NotFragment);
     };
@@ -211,10 +248,10 @@ fn way<P: Packet + ?Sized, T: MuxTables>(
     headers: &Headers<V4>,
     vip: &Vip,
 ) -> Result<Way, Drop> {
-    if matches!(headers.transport, Transport::IcmpError) {
-        return error(packet, tables, settings, headers, vip);
+    match headers.transport {
+        Transport::IcmpError => error(packet, tables, settings, headers, vip),
+        _ => direct(tables, settings, headers, vip),
     }
-    direct(tables, settings, headers, vip)
 }
 
 /// The node that a packet belongs to by its own headers.
@@ -225,17 +262,16 @@ fn direct<T: MuxTables>(
     headers: &Headers<V4>,
     vip: &Vip,
 ) -> Result<Way, Drop> {
+    // Asked first and by itself: the program goes straight on for nearly all packets then.
     if matches!(headers.transport, Transport::Tcp | Transport::Udp) {
         return by_port(tables, settings, headers, vip);
     }
     match headers.transport {
-        Transport::Tcp | Transport::Udp | Transport::Echo { request: false } => {
-            by_port(tables, settings, headers, vip)
-        }
         Transport::Other => whole(settings, headers, vip),
         Transport::Echo { request: true } | Transport::IcmpOther => Err(Drop::IcmpType),
         // Nobody cuts an error up: it carries little.
         Transport::IcmpError | Transport::Fragment => Err(Drop::Fragment),
+        _ => by_port(tables, settings, headers, vip),
     }
 }
 
@@ -320,12 +356,11 @@ fn too_big<P: Packet + ?Sized>(
     packet: &P,
     settings: &MuxSettings<Address>,
     headers: &Headers<V4>,
+    is_silent: bool,
 ) -> Result<MuxVerdict<'static>, Drop> {
     // Nobody is told of errors, of later fragments, or under an address that is no single host's
     // (RFC 1122, 3.2.2).
-    let is_silent = matches!(headers.transport, Transport::IcmpError | Transport::Fragment)
-        || matches!(u32::from_be_bytes(headers.source) >> 24, 0 | 127 | 224..);
-    if is_silent {
+    if is_silent || matches!(u32::from_be_bytes(headers.source) >> 24, 0 | 127 | 224..) {
         return Err(Drop::TooBig);
     }
     let Some(ethernet) = packet.read::<ETHERNET>(0) else { return Err(Drop::TooBig) };

@@ -26,10 +26,15 @@ struct Watched<'a> {
 }
 
 impl Packet for Watched<'_> {
-    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let read = self.bytes.read(at)?;
+    type View<'a, const N: usize>
+        = &'a [u8; N]
+    where
+        Self: 'a;
+
+    fn view<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
+        let view = self.bytes.view(at)?;
         self.furthest.set(self.furthest.get().max(at + N));
-        Some(read)
+        Some(view)
     }
 
     fn length(&self) -> usize {

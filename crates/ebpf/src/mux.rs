@@ -28,7 +28,7 @@ pub fn mux(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.data(), ctx.data_end(), length);
     // SAFETY: reads a clock.
     let now = || unsafe { bpf_ktime_get_coarse_ns() };
-    match datapath::mux::mux(&frame, &Kernel, now) {
+    match datapath::mux::mux(frame, &Kernel, now) {
         MuxVerdict::Pass(reason) => {
             count(reason.counter());
             xdp_action::XDP_PASS
@@ -83,7 +83,8 @@ fn write(ctx: &XdpContext, headers: &[u8; gue::OUTER]) -> Option<()> {
     put_word(2);
     put_word(6);
     put(10);
-    put_word(12);
+    put(12);
+    put(14);
     put_word(16);
     put_word(20);
     put(24);
