@@ -8,6 +8,15 @@ pub const fn fold(sum: u32) -> u16 {
     sum as u16
 }
 
+/// Folds a sum of words of 32 bits, far fewer than would fill 64.
+#[inline(always)]
+pub const fn fold_wide(sum: u64) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
 /// The checksum field `sum` after the 16-bit word `old` became `new` (RFC 1624, equation 3).
 #[inline(always)]
 pub const fn replace(sum: u16, old: u16, new: u16) -> u16 {

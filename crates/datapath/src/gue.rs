@@ -15,46 +15,59 @@ pub const OUTER: usize = ETHERNET + OVERHEAD;
 /// First of the 16,384 source ports that spread flows over queues and paths.
 pub const SOURCE_PORT_MIN: u16 = 0xc000;
 
-/// Flags and fragment offset: DF alone.
-const DO_NOT_FRAGMENT: u16 = 0x4000;
-/// Time to live 64, and UDP.
-const HOPS_AND_PROTOCOL: u16 = 64 << 8 | protocol::UDP as u16;
+/// Flags and fragment offset: DF alone. Time to live 64, and UDP.
+const CONSTANT: u32 = u32::from_be_bytes([0x40, 0, 64, protocol::UDP]);
 
-/// The headers that carry an inner packet of `inner` bytes to `node`.
+/// What carries a packet to another machine: what of its outer headers is its own, and the settings
+/// that say the rest.
 ///
-/// The type of service is the inner one's, so that congestion marks are seen on the way
-/// (RFC 6040). The UDP checksum is zero: the inner packet has its own (RFC 6935 allows it for
-/// IPv4 unconditionally). DF is set: a mux does not fragment.
-#[inline(always)]
-pub fn outer(
-    settings: &MuxSettings<[u8; 4]>,
-    node: [u8; 4],
-    inner: u16,
-    tos: u8,
-    hash: u32,
-) -> [u8; OUTER] {
-    let total = inner + OVERHEAD as u16;
-    let sum = [settings.address, node].map(u32::from_be_bytes).map(|a| (a >> 16) + (a & 0xffff));
-    let rest = [u16::from_be_bytes([0x45, tos]), total, DO_NOT_FRAGMENT, HOPS_AND_PROTOCOL];
-    let rest = rest[0] as u32 + rest[1] as u32 + rest[2] as u32 + rest[3] as u32;
-    let sum = !checksum::fold(sum[0] + sum[1] + rest);
-    let source_port = SOURCE_PORT_MIN | (hash & 0x3fff) as u16;
-    // Field by field: what is put in whole is written whole by the kernel program.
-    let mut b = [0u8; OUTER];
-    b[..6].copy_from_slice(&settings.gateway_mac);
-    b[6..12].copy_from_slice(&settings.mac);
-    b[12..14].copy_from_slice(&0x0800u16.to_be_bytes());
-    b[14..16].copy_from_slice(&[0x45, tos]);
-    b[16..18].copy_from_slice(&total.to_be_bytes());
-    b[20..22].copy_from_slice(&DO_NOT_FRAGMENT.to_be_bytes());
-    b[22..24].copy_from_slice(&HOPS_AND_PROTOCOL.to_be_bytes());
-    b[24..26].copy_from_slice(&sum.to_be_bytes());
-    b[26..30].copy_from_slice(&settings.address);
-    b[30..34].copy_from_slice(&node);
-    b[34..36].copy_from_slice(&source_port.to_be_bytes());
-    b[36..38].copy_from_slice(&settings.gue_port.to_be_bytes());
-    b[38..40].copy_from_slice(&(inner + 8).to_be_bytes());
-    b
+/// Few numbers, for they outlive the call that makes room for the headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outer<'a> {
+    /// The mux's settings.
+    pub settings: &'a MuxSettings<[u8; 4]>,
+    /// Where to.
+    pub target: [u8; 4],
+    /// Bytes of the inner packet.
+    pub inner: u16,
+    /// Its type of service.
+    pub tos: u8,
+    /// What spreads flows.
+    pub hash: u16,
+}
+
+impl Outer<'_> {
+    /// The headers.
+    ///
+    /// The type of service is the inner one's, so that congestion marks are seen on the way
+    /// (RFC 6040). The UDP checksum is zero: the inner packet has its own (RFC 6935 allows it for
+    /// IPv4 unconditionally). DF is set: a mux does not fragment.
+    #[inline(always)]
+    pub fn headers(&self) -> [u8; OUTER] {
+        let settings = self.settings;
+        let total = self.inner + OVERHEAD as u16;
+        let [own, target] = [settings.address, self.target].map(u32::from_le_bytes);
+        // A sum of ones' complements is the same in either order of bytes (RFC 1071, 2).
+        let start = u16::from_le_bytes([0x45, self.tos]) as u64;
+        let sum = start + total.swap_bytes() as u64 + CONSTANT.swap_bytes() as u64;
+        let sum = !checksum::fold_wide(sum + own as u64 + target as u64);
+        let source_port = SOURCE_PORT_MIN | (self.hash & 0x3fff);
+        // Field by field: what is put in whole is written whole by the kernel program.
+        let mut b = [0u8; OUTER];
+        b[..6].copy_from_slice(&settings.gateway_mac);
+        b[6..12].copy_from_slice(&settings.mac);
+        b[12..14].copy_from_slice(&0x0800u16.to_be_bytes());
+        b[14..16].copy_from_slice(&[0x45, self.tos]);
+        b[16..18].copy_from_slice(&total.to_be_bytes());
+        b[20..24].copy_from_slice(&CONSTANT.to_be_bytes());
+        b[24..26].copy_from_slice(&sum.to_le_bytes());
+        b[26..30].copy_from_slice(&settings.address);
+        b[30..34].copy_from_slice(&self.target);
+        b[34..36].copy_from_slice(&source_port.to_be_bytes());
+        b[36..38].copy_from_slice(&settings.gue_port.to_be_bytes());
+        b[38..40].copy_from_slice(&(self.inner + 8).to_be_bytes());
+        b
+    }
 }
 
 /// Who sent the wrapped packet that the frame carries, if it carries one for `own`.

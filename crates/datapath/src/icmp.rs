@@ -7,7 +7,7 @@
 
 use crate::{
     V4, checksum,
-    packet::{Headers, Packet},
+    packet::{Headers, Packet, field},
     protocol,
     tables::{FlowKey, Side},
     verdict::{Change, End},
@@ -56,18 +56,18 @@ pub fn inner<P: Packet + ?Sized>(packet: &P, headers: &Headers<V4>) -> Option<In
     }
     let p = packet.read::<8>(l4)?;
     let (source_port, target_port) = match b[9] {
-        protocol::TCP | protocol::UDP => ([p[0], p[1]], [p[2], p[3]]),
+        protocol::TCP | protocol::UDP => (field(&p, 0), field(&p, 2)),
         // Only an echo has an identifier; a reply's stands for the end that asked.
-        protocol::ICMP if p[0] == 8 => ([p[4], p[5]], [0; 2]),
-        protocol::ICMP if p[0] == 0 => ([0; 2], [p[4], p[5]]),
+        protocol::ICMP if p[0] == 8 => (field(&p, 4), [0; 2]),
+        protocol::ICMP if p[0] == 0 => ([0; 2], field(&p, 4)),
         protocol::ICMP => return None,
         _ => ([0; 2], [0; 2]),
     };
     Some(Inner {
         ip,
         l4,
-        source: [b[12], b[13], b[14], b[15]],
-        target: [b[16], b[17], b[18], b[19]],
+        source: field(&b, 12),
+        target: field(&b, 16),
         protocol: b[9],
         source_port,
         target_port,
@@ -244,29 +244,11 @@ pub fn too_big(
     quote: &[u8; QUOTE],
     mtu: u16,
 ) -> [u8; crate::gue::OUTER] {
-    let [vip, sender] = [headers.target, headers.source];
-    let mut ip = [
-        0x45,
-        0,
-        0,
-        20 + 8 + QUOTE as u8,
-        0,
-        0,
-        0,
-        0,
-        64,
-        protocol::ICMP,
-        0,
-        0,
-        vip[0],
-        vip[1],
-        vip[2],
-        vip[3],
-        sender[0],
-        sender[1],
-        sender[2],
-        sender[3],
-    ];
+    let length = 20 + 8 + QUOTE as u8;
+    let mut ip = [0u8; 20];
+    ip[..10].copy_from_slice(&[0x45, 0, 0, length, 0, 0, 0, 0, 64, protocol::ICMP]);
+    ip[12..16].copy_from_slice(&headers.target);
+    ip[16..].copy_from_slice(&headers.source);
     let sum = checksum::ipv4_header(&ip).to_be_bytes();
     ip[10] = sum[0];
     ip[11] = sum[1];

@@ -11,7 +11,7 @@
 use crate::{
     Drop, Event, Pass, V4, fragment, gue, hash, icmp,
     limits::{GUE_OVERHEAD, KEEPERS_ROWS},
-    packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport},
+    packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport, View},
     protocol,
     tables::{
         Fragment, FragmentKey, LeftoverKey, MuxSettings, NearVip, Node, Owners, Rule, RuleKey,
@@ -73,11 +73,11 @@ struct Hop {
 /// Decides about one frame that arrived at a mux. `now` reads the monotonic clock in nanoseconds;
 /// only fragments ask for it.
 #[inline(always)]
-pub fn mux<P: Packet + ?Sized, T: MuxTables>(
-    packet: &P,
-    tables: &T,
+pub fn mux<'a, P: Packet + Copy, T: MuxTables>(
+    packet: P,
+    tables: &'a T,
     now: impl Fn() -> u64,
-) -> MuxVerdict {
+) -> MuxVerdict<'a> {
     match decide(packet, tables, now) {
         Ok(verdict) => verdict,
         Err(reason) => MuxVerdict::Drop(reason),
@@ -85,49 +85,86 @@ pub fn mux<P: Packet + ?Sized, T: MuxTables>(
 }
 
 #[inline(always)]
-fn decide<P: Packet + ?Sized, T: MuxTables>(
-    packet: &P,
-    tables: &T,
+fn decide<'a, P: Packet + Copy, T: MuxTables>(
+    packet: P,
+    tables: &'a T,
     now: impl Fn() -> u64,
-) -> Result<MuxVerdict, Drop> {
-    let Some(ethernet) = packet.read::<ETHERNET>(0) else { return Err(Drop::Malformed) };
-    if u16::from_be_bytes([ethernet[12], ethernet[13]]) != ETHERNET_IPV4 {
-        return Ok(MuxVerdict::Pass(Pass::NotIp));
-    }
-    let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {
-        return Ok(MuxVerdict::Pass(Pass::NotConfigured));
+) -> Result<MuxVerdict<'a>, Drop> {
+    // One look at the bounds for both headers.
+    let Some(start) = packet.view::<{ ETHERNET + 20 }>(0) else {
+        return too_short(&packet, tables);
     };
-    // XDP runs before the kernel's own filter; a flooding switch would make every mux answer.
-    if ethernet[..6] != settings.mac {
-        return Err(Drop::OtherMac);
-    }
+    let settings = match configured(&start, tables) {
+        Ok(settings) => settings,
+        Err(verdict) => return Ok(verdict),
+    };
     // The cheap question first: whatever is not for a VIP is the machine's own business, even
     // where its headers would not please us. But for what other muxes hand over.
-    let Some(target) = packet.read::<4>(ETHERNET + 16) else { return Err(Drop::Malformed) };
+    let target = start.field(ETHERNET + 16);
     let Some(vip) = vip(tables, target) else {
-        return match gue::sender(packet, settings.address, settings.gue_port) {
+        return match gue::sender(&packet, settings.address, settings.gue_port) {
             None => Ok(MuxVerdict::Pass(Pass::NotVip)),
             Some(sender) => handed_over(packet, tables, settings, sender, now),
         };
     };
-    let headers = packet::ipv4(packet, ETHERNET)?;
-    let room = settings.mtu.saturating_sub(GUE_OVERHEAD);
+    let mut headers = packet::internet_in(&start, ETHERNET, ETHERNET, packet.length())?;
+    headers.target = target;
     if headers.fragment {
         let hop = match cut(packet, tables, settings, ETHERNET, now) {
-            Err(Drop::TooBig) => return too_big(packet, &headers, room),
+            Err(Drop::TooBig) => {
+                let headers = packet::ipv4(&packet, ETHERNET)?;
+                let is_later =
+                    matches!(headers.transport, Transport::IcmpError | Transport::Fragment);
+                return too_big(&packet, settings, &headers, is_later);
+            }
             hop => hop?,
         };
         let Hop { event, hash, target } = hop;
-        let outer = to_gateway(settings, target, headers.total, headers.tos, hash.into())?;
+        let outer = to_gateway(settings, target, headers.total, headers.tos, hash)?;
         return Ok(MuxVerdict::Wrap { outer, event });
     }
-    let way = way(packet, tables, settings, &headers, &vip)?;
-    if headers.total > room {
-        return too_big(packet, &headers, room);
+    packet::transport(&packet, &mut headers)?;
+    let way = way(&packet, tables, settings, &headers, &vip)?;
+    if !fits(settings, headers.total) {
+        let is_error = matches!(way.event, Event::WrappedError);
+        return too_big(&packet, settings, &headers, is_error);
     }
     let node = node(tables, way.node)?;
-    let outer = to_gateway(settings, node, headers.total, headers.tos, way.hash as u32)?;
+    let outer = to_gateway(settings, node.address, headers.total, headers.tos, way.hash as u16)?;
     Ok(MuxVerdict::Wrap { outer, event: way.event })
+}
+
+/// Decides about a frame that is too short for an IP header.
+#[inline(always)]
+fn too_short<P: Packet, T: MuxTables>(packet: &P, tables: &T) -> Result<MuxVerdict<'static>, Drop> {
+    let Some(ethernet) = packet.view::<ETHERNET>(0) else { return Err(Drop::Malformed) };
+    match configured(&ethernet, tables) {
+        Ok(_) => Err(Drop::Malformed),
+        Err(verdict) => Ok(verdict),
+    }
+}
+
+/// The settings, where the frame with this Ethernet header is for this machine; else what becomes
+/// of it.
+#[inline(always)]
+fn configured<'a, E: View, T: MuxTables>(
+    ethernet: &E,
+    tables: &'a T,
+) -> Result<&'a MuxSettings<Address>, MuxVerdict<'static>> {
+    if ethernet.number(12) != ETHERNET_IPV4 {
+        return Err(MuxVerdict::Pass(Pass::NotIp));
+    }
+    let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {
+        return Err(MuxVerdict::Pass(Pass::NotConfigured));
+    };
+    // XDP runs before the kernel's own filter; a flooding switch would make every mux answer.
+    let mac = &settings.mac;
+    if ethernet.field::<4>(0) != packet::field::<4>(mac, 0)
+        || ethernet.field::<2>(4) != packet::field::<2>(mac, 4)
+    {
+        return Err(MuxVerdict::Drop(Drop::OtherMac));
+    }
+    Ok(settings)
 }
 
 /// The VIP with this address.
@@ -139,42 +176,43 @@ fn vip<T: MuxTables>(tables: &T, address: Address) -> Option<Vip> {
 
 /// Decides about what another mux, `sender`, hands over.
 #[inline(always)]
-fn handed_over<P: Packet + ?Sized, T: MuxTables>(
-    packet: &P,
+fn handed_over<'a, P: Packet + Copy, T: MuxTables>(
+    packet: P,
     tables: &T,
-    settings: &MuxSettings<Address>,
+    settings: &'a MuxSettings<Address>,
     sender: Address,
     now: impl Fn() -> u64,
-) -> Result<MuxVerdict, Drop> {
+) -> Result<MuxVerdict<'a>, Drop> {
     if sender == settings.address || !tables.is_mux(&sender) {
         return Err(Drop::NotMux);
     }
     let Hop { event, hash, target } = cut(packet, tables, settings, gue::OUTER, now)?;
     let Some(b) = packet.read::<4>(gue::OUTER) else { return Err(Drop::Malformed) };
     let total = u16::from_be_bytes([b[2], b[3]]);
-    let outer = to_gateway(settings, target, total, b[1], hash.into())?;
+    let outer = to_gateway(settings, target, total, b[1], hash)?;
     Ok(MuxVerdict::Rewrap { outer, event })
 }
 
 /// Decides about the fragment whose IP header is at `ip`: behind the Ethernet header, or behind
 /// those by which another mux hands it over.
-// VERIFIER: a function of its own keeps its registers and its stack out of other packets' way.
+// VERIFIER: a function of its own keeps its registers and its stack out of other packets' way; and
+// it gets a packet of its own, or all packets would have theirs put on the stack for it.
 #[inline(never)]
-fn cut<P: Packet + ?Sized, T: MuxTables>(
-    packet: &P,
+fn cut<P: Packet, T: MuxTables>(
+    packet: P,
     tables: &T,
     settings: &MuxSettings<Address>,
     ip: usize,
     now: impl Fn() -> u64,
 ) -> Result<Hop, Drop> {
-    let headers = packet::ipv4(packet, ip)?;
+    let headers = packet::ipv4(&packet, ip)?;
     let Some(vip) = vip(tables, headers.target).filter(|_| headers.fragment) else {
         return Err(Drop::NotFragment);
     };
     let key = fragment::key(&headers, Side::Ingress);
     // All fragments take one path, so that they do not overtake each other.
     let hash = datagram_hash(&key, settings.seed);
-    if headers.total > settings.mtu.saturating_sub(GUE_OVERHEAD) {
+    if !fits(settings, headers.total) {
         return Err(Drop::TooBig);
     }
     // At most one hop: what was handed over stays here, whoever else would be the keeper.
@@ -193,7 +231,7 @@ fn cut<P: Packet + ?Sized, T: MuxTables>(
         }
         _ => {
             let way = direct(tables, settings, &headers, &vip)?;
-            let address = node(tables, way.node)?;
+            let address = node(tables, way.node)?.address;
             tables.keep_fragment(&key, Fragment { address, seen: ticks.0 });
             (address, way.event)
         }
@@ -224,14 +262,16 @@ fn direct<T: MuxTables>(
     headers: &Headers<V4>,
     vip: &Vip,
 ) -> Result<Way, Drop> {
+    // Asked first and by itself: the program goes straight on for nearly all packets then.
+    if matches!(headers.transport, Transport::Tcp | Transport::Udp) {
+        return by_port(tables, settings, headers, vip);
+    }
     match headers.transport {
-        Transport::Tcp | Transport::Udp | Transport::Echo { request: false } => {
-            by_port(tables, settings, headers, vip)
-        }
         Transport::Other => whole(settings, headers, vip),
         Transport::Echo { request: true } | Transport::IcmpOther => Err(Drop::IcmpType),
         // Nobody cuts an error up: it carries little.
         Transport::IcmpError | Transport::Fragment => Err(Drop::Fragment),
+        _ => by_port(tables, settings, headers, vip),
     }
 }
 
@@ -275,11 +315,11 @@ fn owner_of<T: MuxTables>(tables: &T, vip: &Vip, port: [u8; 2]) -> u16 {
     tables.owners(row).map_or(owner::NONE, |owners| owners.0[(port as usize / 8) & 3])
 }
 
-/// The address of a node.
+/// A node's row.
 #[inline(always)]
-fn node<T: MuxTables>(tables: &T, index: u16) -> Result<Address, Drop> {
+fn node<T: MuxTables>(tables: &T, index: u16) -> Result<&Node<Address>, Drop> {
     match tables.node(index as u32) {
-        Some(node) if node.present != 0 => Ok(node.address),
+        Some(node) if node.present != 0 => Ok(node),
         _ => Err(Drop::StaleMux),
     }
 }
@@ -289,14 +329,23 @@ fn node<T: MuxTables>(tables: &T, index: u16) -> Result<Address, Drop> {
 fn to_gateway(
     settings: &MuxSettings<Address>,
     target: Address,
-    total: u16,
+    inner: u16,
     tos: u8,
-    hash: u32,
-) -> Result<[u8; gue::OUTER], Drop> {
-    if settings.gateway_mac == [0; 6] {
+    hash: u16,
+) -> Result<gue::Outer<'_>, Drop> {
+    // The last bytes first: they alone tell nearly always.
+    if packet::field::<4>(&settings.gateway_mac, 2) == [0; 4]
+        && packet::field::<2>(&settings.gateway_mac, 0) == [0; 2]
+    {
         return Err(Drop::NoGateway);
     }
-    Ok(gue::outer(settings, target, total, tos, hash))
+    Ok(gue::Outer { settings, target, inner, tos, hash })
+}
+
+/// Whether the way to the nodes carries a packet of `total` bytes once it is wrapped.
+#[inline(always)]
+fn fits(settings: &MuxSettings<Address>, total: u16) -> bool {
+    total as u32 + GUE_OVERHEAD as u32 <= settings.mtu as u32
 }
 
 /// A packet that does not fit once it is wrapped: where it may not be cut, its sender is told, once
@@ -305,14 +354,13 @@ fn to_gateway(
 #[inline(always)]
 fn too_big<P: Packet + ?Sized>(
     packet: &P,
+    settings: &MuxSettings<Address>,
     headers: &Headers<V4>,
-    room: u16,
-) -> Result<MuxVerdict, Drop> {
+    is_silent: bool,
+) -> Result<MuxVerdict<'static>, Drop> {
     // Nobody is told of errors, of later fragments, or under an address that is no single host's
     // (RFC 1122, 3.2.2).
-    let is_silent = matches!(headers.transport, Transport::IcmpError | Transport::Fragment)
-        || matches!(headers.source[0], 0 | 127 | 224..);
-    if is_silent {
+    if is_silent || matches!(u32::from_be_bytes(headers.source) >> 24, 0 | 127 | 224..) {
         return Err(Drop::TooBig);
     }
     let Some(ethernet) = packet.read::<ETHERNET>(0) else { return Err(Drop::TooBig) };
@@ -321,6 +369,7 @@ fn too_big<P: Packet + ?Sized>(
     if may_be_cut {
         return Err(Drop::TooBig);
     }
+    let room = settings.mtu.saturating_sub(GUE_OVERHEAD);
     Ok(MuxVerdict::TellTooBig {
         headers: icmp::too_big(&ethernet, headers, &quote, room),
         length: gue::OUTER + icmp::QUOTE,
@@ -399,8 +448,8 @@ fn left<T: MuxTables>(
     settings: &MuxSettings<Address>,
     headers: &Headers<V4>,
 ) -> Result<Way, Drop> {
-    let [high, low] = headers.target_port;
-    let key = LeftoverKey { vip: headers.target, start: [high, low & !7], reserved: [0; 2] };
+    let start = (u16::from_be_bytes(headers.target_port) & !7).to_be_bytes();
+    let key = LeftoverKey { vip: headers.target, start, reserved: [0; 2] };
     match tables.leftover(&key) {
         None => Err(Drop::NoRule),
         Some(node) => Ok(Way {

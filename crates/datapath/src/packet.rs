@@ -7,20 +7,76 @@ use crate::{Drop, Family, V4, protocol};
 
 /// Something to read a frame from.
 pub trait Packet {
+    /// `N` bytes that are there.
+    type View<'a, const N: usize>: View
+    where
+        Self: 'a;
+
     /// `N` bytes at `at`, or nothing where the frame is shorter.
-    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
+    fn view<const N: usize>(&self, at: usize) -> Option<Self::View<'_, N>>;
+
+    /// The same, all of them read.
+    #[inline(always)]
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        Some(self.view::<N>(at)?.field(0))
+    }
 
     /// Length of the frame in bytes.
     fn length(&self) -> usize;
 }
 
+impl<P: Packet + ?Sized> Packet for &P {
+    type View<'a, const N: usize>
+        = P::View<'a, N>
+    where
+        Self: 'a;
+
+    #[inline(always)]
+    fn view<const N: usize>(&self, at: usize) -> Option<Self::View<'_, N>> {
+        (**self).view(at)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        (**self).length()
+    }
+}
+
+/// Bytes of a frame that are there. Their bounds have been looked at once; fields are read one by
+/// one, when they are needed.
+pub trait View {
+    /// The `N` bytes at `at`; zeroes where these are none of the view's.
+    fn field<const N: usize>(&self, at: usize) -> [u8; N];
+
+    /// The byte at `at`.
+    #[inline(always)]
+    fn byte(&self, at: usize) -> u8 {
+        let [byte] = self.field(at);
+        byte
+    }
+
+    /// The 16-bit number at `at`.
+    #[inline(always)]
+    fn number(&self, at: usize) -> u16 {
+        u16::from_be_bytes(self.field(at))
+    }
+}
+
 impl Packet for [u8] {
-    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+    type View<'a, const N: usize> = &'a [u8; N];
+
+    fn view<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
         self.get(at..at.checked_add(N)?)?.try_into().ok()
     }
 
     fn length(&self) -> usize {
         self.len()
+    }
+}
+
+impl<const M: usize> View for &[u8; M] {
+    fn field<const N: usize>(&self, at: usize) -> [u8; N] {
+        field(*self, at)
     }
 }
 
@@ -141,27 +197,55 @@ pub(crate) fn field<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
 /// lies beyond the datagram's own length counts as cut short.
 #[inline(always)]
 pub fn ipv4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers<V4>, Drop> {
-    let Some(b) = packet.read::<20>(ip) else { return Err(Drop::Malformed) };
-    let header = ((b[0] & 0x0f) as usize) << 2;
-    let total = u16::from_be_bytes([b[2], b[3]]);
-    if b[0] >> 4 != 4 || header < 20 || (total as usize) < header {
+    let mut headers = internet(packet, ip)?;
+    if !matches!(headers.transport, Transport::Fragment) {
+        transport(packet, &mut headers)?;
+    }
+    Ok(headers)
+}
+
+/// Reads the IPv4 header at `ip`, and nothing behind it; what follows is [`Transport::Other`], or
+/// a later fragment.
+///
+/// # Errors
+/// [`Drop::Malformed`] where the header is cut short or contradicts itself.
+#[inline(always)]
+pub fn internet<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers<V4>, Drop> {
+    let Some(b) = packet.view::<20>(ip) else { return Err(Drop::Malformed) };
+    internet_in(&b, 0, ip, packet.length())
+}
+
+/// The same where the header's first 20 bytes are in a view already, at `at`; `length` is the
+/// frame's.
+#[inline(always)]
+pub(crate) fn internet_in<B: View>(
+    b: &B,
+    at: usize,
+    ip: usize,
+    length: usize,
+) -> Result<Headers<V4>, Drop> {
+    let first = b.byte(at);
+    let header = ((first & 0x0f) as usize) << 2;
+    let total = b.number(at + 2);
+    // The version and five words at least.
+    if !matches!(first, 0x45..=0x4f) || (total as usize) < header {
         return Err(Drop::Malformed);
     }
     // Ethernet pads short frames, so the frame may be longer, never shorter.
-    if ip + total as usize > packet.length() {
+    if ip + total as usize > length {
         return Err(Drop::Malformed);
     }
-    let cut = u16::from_be_bytes([b[6], b[7]]) & 0x3fff;
+    let cut = b.number(at + 6) & 0x3fff;
     let mut headers = Headers {
         ip,
         l4: ip + header,
         total,
-        tos: b[1],
-        source: field(&b, 12),
-        target: field(&b, 16),
-        protocol: b[9],
+        tos: b.byte(at + 1),
+        source: b.field(at + 12),
+        target: b.field(at + 16),
+        protocol: b.byte(at + 9),
         fragment: cut != 0,
-        id: field(&b, 4),
+        id: b.field(at + 4),
         transport: Transport::Other,
         source_port: [0; 2],
         target_port: [0; 2],
@@ -177,45 +261,45 @@ pub fn ipv4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers<V4>, Dr
             return Err(Drop::Malformed);
         }
         headers.transport = Transport::Fragment;
-        return Ok(headers);
     }
-    transport(packet, &mut headers, total as usize - header)?;
     Ok(headers)
 }
 
-/// Reads the transport header; `room` is what the datagram has left for it.
+/// Reads the transport header of a packet that is no later fragment.
+///
+/// # Errors
+/// [`Drop::Malformed`] where it is cut short or contradicts itself.
 #[inline(always)]
-fn transport<P: Packet + ?Sized>(
-    packet: &P,
-    headers: &mut Headers<V4>,
-    room: usize,
-) -> Result<(), Drop> {
+pub fn transport<P: Packet + ?Sized>(packet: &P, headers: &mut Headers<V4>) -> Result<(), Drop> {
+    // What the datagram has left for it.
+    let room = headers.ip + headers.total as usize - headers.l4;
     match headers.protocol {
         protocol::TCP => {
-            let Some(b) = packet.read::<20>(headers.l4) else { return Err(Drop::Malformed) };
-            let length = (b[12] >> 4) << 2;
+            let Some(b) = packet.view::<20>(headers.l4) else { return Err(Drop::Malformed) };
+            let length = (b.byte(12) >> 4) << 2;
             if length < 20 || room < length as usize {
                 return Err(Drop::Malformed);
             }
             headers.transport = Transport::Tcp;
-            headers.source_port = field(&b, 0);
-            headers.target_port = field(&b, 2);
-            headers.sequence = u32::from_be_bytes(field(&b, 4));
-            headers.acknowledgement = u32::from_be_bytes(field(&b, 8));
-            headers.flags = b[13];
+            headers.source_port = b.field(0);
+            headers.target_port = b.field(2);
+            headers.sequence = u32::from_be_bytes(b.field(4));
+            headers.acknowledgement = u32::from_be_bytes(b.field(8));
+            headers.flags = b.byte(13);
             headers.tcp_length = length;
         }
         protocol::UDP => {
-            let Some(b) = packet.read::<8>(headers.l4) else { return Err(Drop::Malformed) };
+            let Some(b) = packet.view::<8>(headers.l4) else { return Err(Drop::Malformed) };
             // A first fragment's UDP length is that of the whole datagram.
-            let length = u16::from_be_bytes([b[4], b[5]]) as usize;
-            if room < 8 || length < 8 || (length > room && !headers.fragment) {
+            let length = b.number(4) as usize;
+            let least = if headers.fragment { 8 } else { length };
+            if length < 8 || room < least {
                 return Err(Drop::Malformed);
             }
             headers.transport = Transport::Udp;
-            headers.source_port = field(&b, 0);
-            headers.target_port = field(&b, 2);
-            headers.no_checksum = b[6] == 0 && b[7] == 0;
+            headers.source_port = b.field(0);
+            headers.target_port = b.field(2);
+            headers.no_checksum = b.number(6) == 0;
         }
         protocol::ICMP => {
             let Some(b) = packet.read::<8>(headers.l4) else { return Err(Drop::Malformed) };

@@ -157,7 +157,7 @@ fn l4_room<F: Family>(headers: &Headers<F>) -> usize {
 /// What the mux does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum MuxVerdict {
+pub enum MuxVerdict<'a> {
     /// Goes up the mux's own stack.
     Pass(Pass),
     /// Is dropped.
@@ -166,7 +166,7 @@ pub enum MuxVerdict {
     /// goes back out of the interface it came in by.
     Wrap {
         /// The new Ethernet, IPv4 and UDP headers.
-        outer: [u8; crate::gue::OUTER],
+        outer: crate::gue::Outer<'a>,
         /// What to count.
         event: Event,
     },
@@ -174,7 +174,7 @@ pub enum MuxVerdict {
     /// it came in by.
     Rewrap {
         /// The new Ethernet, IPv4 and UDP headers.
-        outer: [u8; crate::gue::OUTER],
+        outer: crate::gue::Outer<'a>,
         /// What to count.
         event: Event,
     },

@@ -8,7 +8,8 @@ use std::{
 };
 
 use datapath::{
-    checksum, flow, gue,
+    checksum, flow,
+    gue::{self, Outer},
     packet::{self, Packet},
     positions::{self, Bits, Found, Positions, Run, WORDS},
     protocol::{ICMP, TCP, UDP},
@@ -25,10 +26,15 @@ struct Watched<'a> {
 }
 
 impl Packet for Watched<'_> {
-    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let read = self.bytes.read(at)?;
+    type View<'a, const N: usize>
+        = &'a [u8; N]
+    where
+        Self: 'a;
+
+    fn view<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
+        let view = self.bytes.view(at)?;
         self.furthest.set(self.furthest.get().max(at + N));
-        Some(read)
+        Some(view)
     }
 
     fn length(&self) -> usize {
@@ -287,7 +293,7 @@ proptest! {
         (address, node) in any::<([u8; 4], [u8; 4])>(),
         gue_port in 1u16..,
         (mac, gateway_mac) in any::<([u8; 6], [u8; 6])>(),
-        (tos, hash) in any::<(u8, u32)>(),
+        (tos, hash) in any::<(u8, u16)>(),
         data in 0usize..1400,
     ) {
         let settings = MuxSettings {
@@ -295,8 +301,9 @@ proptest! {
         };
         let words = format!("ip 192.0.2.1 > 203.0.113.1 udp 53 > 64000 data {data}");
         let inner = frame::build(&words).unwrap().split_off(14);
-        let outer = gue::outer(&settings, node, inner.len() as u16, tos, hash);
-        let wrapped = [&outer[..], &inner[..]].concat();
+        let length = inner.len() as u16;
+        let outer = Outer { settings: &settings, target: node, inner: length, tos, hash };
+        let wrapped = [&outer.headers()[..], &inner[..]].concat();
         let tuple = second::check(&wrapped).map_err(TestCaseError::fail)?;
         prop_assert_eq!((tuple.source, tuple.target), (address, node));
         prop_assert_eq!((tuple.protocol, tuple.target_port), (UDP, gue_port));

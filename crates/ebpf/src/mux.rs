@@ -28,7 +28,7 @@ pub fn mux(ctx: XdpContext) -> u32 {
     let frame = Frame::new(ctx.data(), ctx.data_end(), length);
     // SAFETY: reads a clock.
     let now = || unsafe { bpf_ktime_get_coarse_ns() };
-    match datapath::mux::mux(&frame, &Kernel, now) {
+    match datapath::mux::mux(frame, &Kernel, now) {
         MuxVerdict::Pass(reason) => {
             count(reason.counter());
             xdp_action::XDP_PASS
@@ -37,14 +37,14 @@ pub fn mux(ctx: XdpContext) -> u32 {
         MuxVerdict::Wrap { outer, event } => {
             // SAFETY: the context is the kernel's.
             let head = unsafe { bpf_xdp_adjust_head(ctx.ctx, -(gue::OVERHEAD as i32)) };
-            if head != 0 || write(&ctx, &outer).is_none() {
+            if head != 0 || write(&ctx, &outer.headers()).is_none() {
                 return refuse(Drop::WriteFailed);
             }
             count(event.counter());
             xdp_action::XDP_TX
         }
         MuxVerdict::Rewrap { outer, event } => {
-            if write(&ctx, &outer).is_none() {
+            if write(&ctx, &outer.headers()).is_none() {
                 return refuse(Drop::WriteFailed);
             }
             count(event.counter());
@@ -67,38 +67,38 @@ pub fn mux(ctx: XdpContext) -> u32 {
 
 /// Writes the new headers over the packet's first bytes.
 #[inline(always)]
-fn write(ctx: &XdpContext, outer: &[u8; gue::OUTER]) -> Option<()> {
+fn write(ctx: &XdpContext, headers: &[u8; gue::OUTER]) -> Option<()> {
     let data = ctx.data();
     if data + gue::OUTER > ctx.data_end() {
         return None;
     }
-    // SAFETY: the bytes lie between the packet's bounds, checked just above.
-    let put = |at: usize| unsafe {
-        *((data + at) as *mut u16) = u16::from_ne_bytes([outer[at], outer[at + 1]]);
-    };
-    // Half-words, and no loop: a loop keeps the headers on the stack, byte by byte.
+    // SAFETY: the bytes lie between the packet's bounds, checked just above; the kernel lets
+    // programs write words anywhere in a packet.
+    let put =
+        |at: usize| unsafe { *((data + at) as *mut u16) = u16::from_ne_bytes(part(headers, at)) };
+    let put_word =
+        |at: usize| unsafe { *((data + at) as *mut u32) = u32::from_ne_bytes(part(headers, at)) };
+    // Field by field, and no loop: a loop keeps the headers on the stack, byte by byte.
     put(0);
-    put(2);
-    put(4);
-    put(6);
-    put(8);
+    put_word(2);
+    put_word(6);
     put(10);
     put(12);
     put(14);
-    put(16);
-    put(18);
-    put(20);
-    put(22);
+    put_word(16);
+    put_word(20);
     put(24);
-    put(26);
-    put(28);
-    put(30);
-    put(32);
-    put(34);
-    put(36);
-    put(38);
-    put(40);
+    put_word(26);
+    put_word(30);
+    put_word(34);
+    put_word(38);
     Some(())
+}
+
+/// A part of the headers.
+#[inline(always)]
+fn part<const N: usize>(headers: &[u8; gue::OUTER], at: usize) -> [u8; N] {
+    headers.get(at..at + N).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
 }
 
 #[inline(always)]

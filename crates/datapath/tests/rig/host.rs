@@ -9,6 +9,7 @@ use datapath::{
     Event, V4,
     agent::{AgentTables, NotInserted, Step},
     count::COUNTERS,
+    gue::OUTER,
     limits::{OWN_MARK, POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
     mux::MuxTables,
     notice::Notice,
@@ -140,14 +141,14 @@ impl Host {
                 (Way::Dropped, None)
             }
             MuxVerdict::Wrap { outer, event } => {
-                let mut out = outer.to_vec();
+                let mut out = outer.headers().to_vec();
                 out.extend(&frame[14..]);
                 self.tables.add(event.counter());
                 (Way::Back, Some(out))
             }
             MuxVerdict::Rewrap { outer, event } => {
                 let mut out = frame.to_vec();
-                out[..outer.len()].copy_from_slice(&outer);
+                out[..OUTER].copy_from_slice(&outer.headers());
                 self.tables.add(event.counter());
                 (Way::Back, Some(out))
             }
