@@ -74,8 +74,8 @@ pub struct FlowKey<A> {
 
 /// One direction of one flow. The other direction is a row of its own ([`FlowKey::peer`]), made
 /// and removed together with this one and carrying the same `generation`.
-// Half a cache line: the kernel puts 64 bytes of its own and of the key in front, so that of rows of
-// this size every other one has all that a packet needs in one line, and none in more than two.
+// Half a cache line: the kernel puts 64 bytes of its own and of the key in front, so that of rows
+// of this size every other one has all that a packet needs in one line, and none in more than two.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Flow<A> {

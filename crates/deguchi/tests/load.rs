@@ -45,9 +45,9 @@ fn bulk(name: &str, mtu: &str) {
     connection.upload(BYTES).unwrap();
 }
 
-/// A pod's packets come to its node with checksums that the card is to fill in, and connections with
-/// segments that are still to be cut. Here no card does: the kernel does so behind the programs, and
-/// the receiver checks.
+/// A pod's packets come to its node with checksums that the card is to fill in, and connections
+/// with segments that are still to be cut. Here no card does: the kernel does so behind the
+/// programs, and the receiver checks.
 #[test]
 fn what_was_left_to_the_card_is_right_behind_the_programs() {
     let lab = TestLab::up("sums", &["--nodes", "1"]);
