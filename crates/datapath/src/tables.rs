@@ -556,9 +556,8 @@ impl NearVip<[u8; 4]> {
     /// The row of a VIP.
     #[inline(always)]
     pub const fn row(address: [u8; 4]) -> u32 {
-        // Addresses one after the other come to lie far apart (Knuth, TAOCP 3, 6.4).
-        let spread = u32::from_be_bytes(address).wrapping_mul(0x9e37_79b1);
-        spread >> (NEAR_VIPS_ROWS.leading_zeros() + 1)
+        // A range of addresses has its rows to itself; a hash would take longer than the look-up.
+        u32::from_be_bytes(address) % NEAR_VIPS_ROWS
     }
 
     /// What stands in the row of a VIP that has it.

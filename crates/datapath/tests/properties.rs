@@ -10,6 +10,7 @@ use std::{
 use datapath::{
     checksum, flow,
     gue::{self, Outer},
+    mux::reply_hash,
     packet::{self, Packet},
     positions::{self, Bits, Found, Positions, Run, WORDS},
     protocol::{ICMP, TCP, UDP},
@@ -460,4 +461,45 @@ fn flows_of_many_clients_are_spread_over_the_nodes() {
     let shares: Vec<i32> = nodes.into_values().collect();
     assert_eq!(shares.len(), 2);
     assert!(shares.iter().all(|share| (800..980).contains(share)), "{shares:?}");
+}
+
+#[test]
+fn outer_source_ports_of_replies_spread_flows_over_queues() {
+    let frame = frame::build("ip 198.51.100.1 > 203.0.113.1 udp 443 > 1024 data 4").unwrap();
+    let headers = packet::ipv4(&frame[..], 14).unwrap();
+    // Who answers, from which port, to which of ours: in rows, as real ones come.
+    let one_server = |i: u32| (0xc633_6401, 443, 1024 + i);
+    let servers_in_a_row = |i: u32| (0xc633_0000 + i, 443, 64_000);
+    let servers_far_apart = |i: u32| (i << 16 | 0x6401, 53, 64_000);
+    let one_to_one = |i: u32| (0xc633_0000 + i, 443, 1024 + i);
+    let source_ports = |i: u32| (0xc633_6401, 1024 + i, 64_000);
+    let blocks = |i: u32| (0xc633_6400 + i % 8, 443, 1024 + i / 8 * 8);
+    let flows: [&dyn Fn(u32) -> (u32, u32, u32); 6] =
+        [&one_server, &servers_in_a_row, &servers_far_apart, &one_to_one, &source_ports, &blocks];
+    for (row, flow) in flows.iter().enumerate() {
+        for seed in [0, 3, 0x0123_4567_89ab_cdef, u64::MAX] {
+            let mut hits = vec![0u32; 1 << 14];
+            for i in 0..1 << 15 {
+                let (source, source_port, target_port) = flow(i);
+                let mut headers = headers;
+                headers.source = source.to_be_bytes();
+                headers.source_port = (source_port as u16).to_be_bytes();
+                headers.target_port = (target_port as u16).to_be_bytes();
+                hits[reply_hash(&headers, seed) as usize] += 1;
+            }
+            // Two flows for a port: by chance one would have 10.
+            let most = hits.iter().max().unwrap();
+            assert!(*most <= 10, "{row}, {seed}: {most}");
+            // Queues and paths are chosen by few bits, from either end.
+            for queue in 0..64 {
+                let low: u32 = hits.iter().skip(queue).step_by(64).sum();
+                let high: u32 = hits[queue * 256..][..256].iter().sum();
+                let even = 256..=768;
+                assert!(
+                    even.contains(&low) && even.contains(&high),
+                    "{row}, {seed}: {low}, {high}"
+                );
+            }
+        }
+    }
 }

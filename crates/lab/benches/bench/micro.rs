@@ -25,6 +25,9 @@ const PORTS_MAX: u32 = 65_536;
 const TURNS: u32 = 4;
 /// Packets of one turn.
 const PACKETS: u32 = 1 << 15;
+/// The same of an XDP program: the kernel makes it known anew for each test run, which leaves the
+/// machine's code caches cold.
+const XDP_PACKETS: u32 = 1 << 18;
 /// Packets before a turn, so that it does not pay for what the one before it left in the caches.
 const WARM: u32 = 1 << 12;
 /// New flows of one turn.
@@ -254,8 +257,11 @@ impl Rig {
     fn turn(&mut self, case: Case, turn: u32) -> Result<f64> {
         let mut plan = case.plan(self.flows);
         let frame = &plan.frame[..plan.length as usize];
-        let (warm, packets) =
-            if case == Case::EgressNew { (0, NEW_FLOWS) } else { (WARM, PACKETS) };
+        let (warm, packets) = match case {
+            Case::EgressNew => (0, NEW_FLOWS),
+            _ if case.is_xdp() => (WARM, XDP_PACKETS),
+            _ => (WARM, PACKETS),
+        };
         if case != Case::EgressNew {
             plan.next = turn * (warm + packets);
         }
