@@ -110,6 +110,13 @@ impl Node {
 
     /// Removes flows, and [forgets](Node::forget_destinations) all destinations.
     pub fn close(&mut self, traffic: &Traffic, flows: std::ops::Range<u32>) -> Result<()> {
+        self.remove(traffic, flows)?;
+        self.forget_destinations();
+        Ok(())
+    }
+
+    /// Removes flows. What is known of their destinations' ports stays.
+    pub fn remove(&mut self, traffic: &Traffic, flows: std::ops::Range<u32>) -> Result<()> {
         let mut table = maps::open_flows(&self.pins)?;
         for flow in flows {
             let key = worlds::key(traffic, flow);
@@ -119,7 +126,6 @@ impl Node {
                 table.remove(&Raw(key.peer(half.address, half.port)))?;
             }
         }
-        self.forget_destinations();
         Ok(())
     }
 

@@ -19,10 +19,12 @@ use crate::worlds;
 
 /// Ports of a holding, towards how many servers it is filled at once, and how often.
 const HOLDINGS: [(u32, u32, usize); 5] =
-    [(8, 32, 61), (256, 32, 31), (1024, 32, 31), (16_384, 2, 31), (64_000, 1, 31)];
+    [(8, 32, 61), (256, 32, 31), (1024, 32, 31), (16_384, 2, 31), (HOLDING_MAX, 1, 31)];
 /// How full it is, in percent, when new flows are measured.
 const FULL: [u32; 3] = [50, 90, 99];
-/// Flows of others.
+/// The largest holding.
+const HOLDING_MAX: u32 = 64_000;
+/// Flows of others that are always there.
 const OTHERS: u32 = 131_072;
 /// Refused flows of one sample.
 const REFUSED: u32 = 1024;
@@ -129,13 +131,17 @@ fn cost(node: &mut Node, plan: Plan, count: u32) -> Result<f64> {
 }
 
 fn fill(node: &mut Node, ports: u32, servers: u32, rounds: usize) -> Result<Filled> {
-    node.hold(ports, false)?;
-    let traffic = worlds::to_servers(servers, false);
+    let (others, traffic) = (worlds::outbound(SYN), worlds::to_servers(servers, false));
     let mut costs = FULL.map(|_| Vec::new());
     let mut collisions = FULL.map(|_| 0.0);
     let (mut refusals, mut misses) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let mut opened = 0;
+        // A flow costs more in a table that is fuller: flows of others make room, one for one.
+        node.hold(HOLDING_MAX, false)?;
+        node.open(plan(&others, OTHERS), ports * servers)?;
+        node.forget_destinations();
+        node.hold(ports, false)?;
+        let (mut opened, mut removed) = (0, 0);
         for (level, full) in FULL.into_iter().enumerate() {
             let window = (ports / 100).max(1);
             // Of eight ports, the last but one stands for 90 %, the last for 99 %.
@@ -143,6 +149,8 @@ fn fill(node: &mut Node, ports: u32, servers: u32, rounds: usize) -> Result<Fill
             let start = (ports * full / 100 - window / 2).min(last);
             node.open(plan(&traffic, opened * servers), (start - opened) * servers)?;
             let flows = window * servers;
+            node.remove(&others, OTHERS + removed..OTHERS + start * servers)?;
+            removed = start * servers;
             let before = node.counts()?;
             costs[level].push(cost(node, plan(&traffic, start * servers), flows)?);
             let [new, collided, refused] = node.counts_since(before)?;
@@ -150,6 +158,7 @@ fn fill(node: &mut Node, ports: u32, servers: u32, rounds: usize) -> Result<Fill
             collisions[level] += collided as f64 / f64::from(flows);
             opened = start + window;
         }
+        node.remove(&others, OTHERS + removed..OTHERS + ports * servers)?;
         // Every port there is, for every destination, before the first refusal.
         node.open(plan(&traffic, opened * servers), (ports - opened) * servers)?;
         let further = plan(&traffic, ports * servers);
