@@ -107,8 +107,8 @@ pub fn tc_lookup(ctx: TcContext) -> i32 {
     }
 }
 
-/// The same, and a new source by the fewest calls that keep a TCP packet right whoever fills in its
-/// checksum: what separates it from [`tc_lookup`] is the kernel's own work.
+/// The same, and a new source, with the kernel's own calls for a TCP packet's checksum: what
+/// separates it from [`tc_lookup`] is the kernel's work.
 #[classifier]
 pub fn tc_rewrite(ctx: TcContext) -> i32 {
     let Some(key) = tuple(ctx.data(), ctx.data_end()) else { return TC_ACT_SHOT };
