@@ -98,6 +98,11 @@ impl Node {
         }
     }
 
+    /// What tells a flow from others that its key belonged to.
+    fn generation(&self, opened: &Opened) -> u32 {
+        self.host.tables.flow(&opened.key).expect("a live flow").generation
+    }
+
     /// Ends a flow as the sweep does: both halves first, then its position.
     fn close(&mut self, opened: &Opened) {
         let half = self.host.tables.flow(&opened.key).expect("a live flow");
@@ -121,6 +126,29 @@ fn fill(node: &mut Node, destination: u8, most: u32) -> BTreeSet<([u8; 4], u16)>
         assert!(seen.insert(outside(&opened)), "{:?} twice", outside(&opened));
     }
     seen
+}
+
+#[test]
+fn flows_of_one_moment_and_one_flow_at_any_moment_differ_in_generation() {
+    const FLOWS: u32 = 500;
+    let mut node = Node::new(&holding(1_024, seed()));
+    let of_one_moment: BTreeSet<u32> = (0..FLOWS)
+        .map(|number| {
+            let opened = node.open(number, 1).unwrap();
+            node.generation(&opened)
+        })
+        .collect();
+    assert_eq!(of_one_moment.len(), FLOWS as usize);
+    let of_one_flow: BTreeSet<u32> = (0..FLOWS)
+        .map(|_| {
+            node.host.now += 1 << 20;
+            let opened = node.open(FLOWS, 1).unwrap();
+            let generation = node.generation(&opened);
+            node.close(&opened);
+            generation
+        })
+        .collect();
+    assert_eq!(of_one_flow.len(), FLOWS as usize);
 }
 
 #[test]

@@ -130,6 +130,23 @@ fn half(marks: u16, idle: u32, seen: u32, generation: u32) -> Flow<[u8; 4]> {
 }
 
 #[test]
+fn a_sum_is_the_same_as_itself_and_one_zero_as_the_other() {
+    for one in [0, 1, 2, 0x7fff, 0xfffe, 0xffff] {
+        for other in [0, 1, 2, 0x7fff, 0xfffe, 0xffff] {
+            let expected = one % 0xffff == other % 0xffff;
+            assert_eq!(checksum::same(one, other), expected, "{one:#x} {other:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_wide_sum_is_folded_until_nothing_is_left_over() {
+    for sum in [0x1_ffff, 0xffff_ffff, 0x1_0000_ffff, 0x5_ffff_fffa, 0xffff_0001_ffff] {
+        assert_eq!(u64::from(checksum::fold_wide(sum)) % 0xffff, sum % 0xffff, "{sum:#x}");
+    }
+}
+
+#[test]
 fn vips_next_to_each_other_have_rows_of_their_own() {
     for first in (0..=u32::MAX - 255).step_by((1 << 20) + 1) {
         let rows: BTreeSet<u32> =
@@ -266,6 +283,12 @@ proptest! {
         }
         prop_assert!(checksum::same(after, step));
         prop_assert_eq!(checksum::same(before, length), before % 0xffff == length % 0xffff);
+    }
+
+    #[test]
+    fn folding_a_wide_sum_keeps_the_remainder(sum in 0u64..1 << 48) {
+        prop_assert_eq!(u64::from(checksum::fold_wide(sum)) % 0xffff, sum % 0xffff);
+        prop_assert_eq!(checksum::fold_wide(sum) == 0, sum == 0);
     }
 
     #[test]
