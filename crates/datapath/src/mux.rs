@@ -107,7 +107,8 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
             Some(sender) => handed_over(packet, tables, settings, sender, now),
         };
     };
-    let mut headers = packet::internet_in(&start, ETHERNET, ETHERNET, packet.length())?;
+    let mut headers = packet::internet(&start, ETHERNET, ETHERNET, packet.length())?;
+    // Read before the look-ups; behind them the compiler would read it again.
     headers.target = target;
     if headers.fragment {
         let hop = match cut(packet, tables, settings, ETHERNET, now) {

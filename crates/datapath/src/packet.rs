@@ -197,7 +197,8 @@ pub(crate) fn field<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
 /// lies beyond the datagram's own length counts as cut short.
 #[inline(always)]
 pub fn ipv4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers<V4>, Drop> {
-    let mut headers = internet(packet, ip)?;
+    let Some(b) = packet.view::<20>(ip) else { return Err(Drop::Malformed) };
+    let mut headers = internet(&b, 0, ip, packet.length())?;
     if !matches!(headers.transport, Transport::Fragment) {
         transport(packet, &mut headers)?;
     }
@@ -205,21 +206,9 @@ pub fn ipv4<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers<V4>, Dr
 }
 
 /// Reads the IPv4 header at `ip`, and nothing behind it; what follows is [`Transport::Other`], or
-/// a later fragment.
-///
-/// # Errors
-/// [`Drop::Malformed`] where the header is cut short or contradicts itself.
+/// a later fragment. Its first 20 bytes are in a view, at `at`; `length` is the frame's.
 #[inline(always)]
-pub fn internet<P: Packet + ?Sized>(packet: &P, ip: usize) -> Result<Headers<V4>, Drop> {
-    // VERIFIER: all read at once, the agent has fewer states for the kernel to walk through.
-    let Some(b) = packet.read::<20>(ip) else { return Err(Drop::Malformed) };
-    internet_in(&&b, 0, ip, packet.length())
-}
-
-/// The same where the header's first 20 bytes are in a view already, at `at`; `length` is the
-/// frame's.
-#[inline(always)]
-pub(crate) fn internet_in<B: View>(
+pub(crate) fn internet<B: View>(
     b: &B,
     at: usize,
     ip: usize,

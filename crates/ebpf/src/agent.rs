@@ -7,6 +7,7 @@
 
 mod agent_maps;
 mod frame;
+mod object;
 
 use core::{arch::asm, cell::Cell, ffi::c_void};
 
@@ -72,11 +73,11 @@ pub fn ingress(ctx: TcContext) -> i32 {
     carry_out(&ctx, verdict, gue::OUTER as u32)
 }
 
-/// What the loader has found out about the kernel's ticks.
+/// What the loader has found out about jiffies.
 #[unsafe(no_mangle)]
-static CLOCK: Clock = Clock { tick: 0, offset: 0 };
+static CLOCK: Clock = Clock { jiffy: 0, offset: 0 };
 
-/// The monotonic clock at the kernel's last tick. The ticks are read where they stand; every clock
+/// The monotonic clock at the last jiffy. Jiffies are read where they stand; every clock
 /// of the kernel would cost a call.
 #[inline(always)]
 fn clock() -> u64 {
@@ -551,14 +552,3 @@ impl AgentTables<V4> for Kernel {
         }
     }
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    // The verifier refuses a program that can get here.
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

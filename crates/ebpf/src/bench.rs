@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 
+mod object;
 mod plan;
 
 use aya_ebpf::{
@@ -366,14 +367,3 @@ fn fold_wide(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     !((sum & 0xffff) + (sum >> 16)) as u16
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    // The verifier refuses a program that can get here.
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -2,6 +2,8 @@
 #![no_std]
 #![no_main]
 
+mod object;
+
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},
     helpers::bpf_set_hash_invalid,
@@ -24,13 +26,3 @@ pub fn rehash(ctx: TcContext) -> i32 {
     unsafe { bpf_set_hash_invalid(ctx.skb.skb) };
     TC_ACT_UNSPEC
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -7,6 +7,7 @@
 
 mod frame;
 mod mux_maps;
+mod object;
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -192,14 +193,3 @@ impl MuxTables for Kernel {
         let _ = FRAGMENTS.insert(key, fragment, 0);
     }
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    // The verifier refuses a program that can get here.
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -15,17 +15,16 @@ use crate::{
     raw::Raw,
 };
 
-/// The program that tells the ticks.
-const PROGRAM: &str = "ticks";
+/// The program that tells jiffies.
+const PROGRAM: &str = "jiffies";
 /// The constant in the agent's object.
 const CONSTANT: &str = "CLOCK";
-/// A reading is good when no tick fell into it; one falls at most every millisecond.
+/// A reading is good when no jiffy ended in it; one lasts a millisecond at least.
 const READINGS_MAX: u32 = 16;
 /// A test run takes no frame that is shorter than an Ethernet header.
 const FRAME: [u8; 64] = [0; 64];
 
-/// The monotonic clock in nanoseconds. The programs see the same one, at the last tick of the
-/// kernel's timer.
+/// The monotonic clock in nanoseconds. The programs see the same one, at the last jiffy.
 pub fn now() -> u64 {
     read(ClockId::CLOCK_MONOTONIC)
 }
@@ -43,9 +42,9 @@ pub fn set<'a>(loader: &mut EbpfLoader<'a>, clock: &'a Raw<Clock>, must_exist: b
     loader.override_global(CONSTANT, clock, must_exist);
 }
 
-/// Asks the kernel for its ticks and says what time that is.
+/// Asks the kernel for jiffies and says what time that is.
 pub fn measure() -> Result<Raw<Clock>, LoadError> {
-    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map(nanoseconds).unwrap_or(0);
+    let jiffy = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_err(LoadError::Clock)?;
     let mut object = EbpfLoader::new().load(load::CLOCK_OBJECT).map_err(load::explain_object)?;
     let program = object.program_mut(PROGRAM).map(<&mut Xdp>::try_from);
     let Some(Ok(program)) = program else {
@@ -54,7 +53,7 @@ pub fn measure() -> Result<Raw<Clock>, LoadError> {
     load::patiently(|| program.load()).map_err(load::explain(PROGRAM))?;
     let mut outcome = Clock::default();
     for _ in 0..READINGS_MAX {
-        // This clock stands still from tick to tick.
+        // This clock stands still from jiffy to jiffy.
         let before = read(ClockId::CLOCK_MONOTONIC_COARSE);
         let mut out = FRAME;
         let options = TestRunOptions {
@@ -64,8 +63,8 @@ pub fn measure() -> Result<Raw<Clock>, LoadError> {
         };
         program.test_run(options).map_err(load::explain(PROGRAM))?;
         let [a, b, c, d, e, f, g, h, ..] = out;
-        let ticks = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
-        outcome = Clock::new(tick, ticks, before);
+        let jiffies = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        outcome = Clock::new(nanoseconds(jiffy), jiffies, before);
         if read(ClockId::CLOCK_MONOTONIC_COARSE) == before {
             break;
         }

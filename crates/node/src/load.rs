@@ -27,7 +27,7 @@ pub static AGENT_OBJECT: &[u8] =
 pub static MUX_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf/bpfel-unknown-none/release/mux"));
 
-/// The object with which [`crate::clock`] asks for the kernel's ticks.
+/// The object with which [`crate::clock`] asks for jiffies.
 pub static CLOCK_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf/bpfel-unknown-none/release/clock"));
 
@@ -104,6 +104,9 @@ pub enum LoadError {
         /// What the kernel says.
         source: MapError,
     },
+    /// Nothing tells how long a jiffy lasts.
+    #[error("the resolution of CLOCK_MONOTONIC_COARSE cannot be read: {0}")]
+    Clock(nix::errno::Errno),
     /// The object is not what was built.
     #[error("the kernel object is broken: {0}")]
     Object(String),
