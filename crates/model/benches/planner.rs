@@ -1,6 +1,6 @@
 //! How long the planner takes for a whole cluster and for one change in it, and how much memory,
-//! as the number of Services grows: a table, and JSON in the target directory. Holds the limits that
-//! are promised for 10,000 Services over 1,000 nodes.
+//! as the number of Services grows: a table, and JSON in the target directory. Holds the limits
+//! that are promised for 10,000 Services over 1,000 nodes.
 #![allow(clippy::disallowed_methods, reason = "a measurement reads the clock and writes a file")]
 #![allow(clippy::disallowed_macros, reason = "a measurement prints its table")]
 
