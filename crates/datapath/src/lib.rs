@@ -23,6 +23,8 @@ pub mod mux;
 pub mod notice;
 pub mod packet;
 pub mod positions;
+pub mod quota;
+pub mod search;
 pub mod tables;
 pub mod verdict;
 
