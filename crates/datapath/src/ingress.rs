@@ -5,7 +5,7 @@ use core::cell::Cell;
 use crate::{
     Drop, Event, Pass, V4,
     agent::{AgentTables, NotInserted},
-    egress, flow, fragment, gue, hash, icmp,
+    flow, fragment, gue, hash, icmp,
     packet::{self, ETHERNET_IPV4, Headers, Packet, Transport},
     protocol,
     tables::{
@@ -50,6 +50,7 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     if !tables.is_mux(&outer) {
         return Err(Drop::NotMux);
     }
+    let Some(_private) = gue::private(packet) else { return Err(Drop::Malformed) };
     let headers = packet::ipv4(packet, gue::OUTER)?;
     let ticks = Ticks::from_nanoseconds(now);
     match headers.transport {
@@ -64,9 +65,9 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
             };
         }
     }
-    let key = key(&headers);
+    let key = flow::key(&headers, Side::Ingress);
     if let Some(half) = tables.flow(&key)
-        && egress::meets(tables, settings, &key, half, &headers, ticks)
+        && flow::meets(tables, settings, &key, half, &headers, ticks)
     {
         return Ok(rewrite(tables, &headers, half.address, half.port, ticks));
     }
@@ -74,21 +75,6 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         return Err(Drop::Protocol);
     }
     inbound(tables, settings, &headers, &key, ticks, now)
-}
-
-/// The key under which a packet's flow stands at ingress.
-#[inline(always)]
-fn key(headers: &Headers<V4>) -> FlowKey<Address> {
-    let echo = headers.protocol == protocol::ICMP;
-    FlowKey {
-        source: headers.source,
-        target: headers.target,
-        source_port: if echo { [0; 2] } else { headers.source_port },
-        target_port: headers.target_port,
-        protocol: headers.protocol,
-        side: Side::Ingress as u8,
-        reserved: [0; 2],
-    }
 }
 
 #[inline(always)]
@@ -166,7 +152,7 @@ fn inbound<T: AgentTables<V4>>(
         if now < settings.adopt_until {
             return Err(Drop::NoFlow);
         }
-        if egress::is_answered(headers) {
+        if flow::is_answered(headers) {
             return Ok(Verdict::Refuse { reason: Drop::NoFlow, flow: *key, policy: 0 });
         }
         return Err(Drop::NoFlow);

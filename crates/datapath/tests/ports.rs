@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use datapath::{
     Event,
     agent::AgentTables,
-    egress::{egress, release},
+    egress::egress,
+    flow::release,
     limits::{BLOCK_PORTS, POSITIONS_ROWS, SNAT_PORT_MIN},
     protocol::UDP,
     tables::{FlowKey, Policy, Segment, Side, Translation, block_flag},

@@ -11,7 +11,7 @@ use datapath::{
     tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks, block_flag},
 };
 use model::{
-    decide::Protocol,
+    method::Protocol,
     tables::{AgentTables, policy_index},
 };
 use serde::Serialize;

@@ -11,10 +11,9 @@ use std::{
 };
 
 use datapath::{
-    egress::fingerprint,
     flow,
     limits::BLOCK_PORTS,
-    positions::{Bits, Positions, SUMMARY, WORDS},
+    positions::{Bits, Positions, SUMMARY, WORDS, fingerprint},
     tables::{AgentSettings, Flow, FlowKey, FlowKind, Quota, Side, Ticks, mark},
 };
 use nix::time::{ClockId, clock_gettime};

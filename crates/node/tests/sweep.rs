@@ -7,8 +7,7 @@ use std::{
 };
 
 use datapath::{
-    egress::fingerprint,
-    positions::{Bits, probe},
+    positions::{Bits, fingerprint, probe},
     protocol,
     tables::{AgentSettings, Flow, FlowKey, FlowKind, Quota, Side, Ticks, Timers, mark},
 };

@@ -13,8 +13,7 @@ mod state;
 
 use datapath::{
     agent::AgentTables,
-    egress::release,
-    flow,
+    flow::{self, release},
     tables::{Side, Ticks},
 };
 use rig::{
