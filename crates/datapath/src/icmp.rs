@@ -7,7 +7,7 @@
 
 use crate::{
     V4, checksum,
-    packet::{Headers, Packet, field},
+    packet::{ETHERNET, Headers, Packet, field},
     protocol,
     tables::{FlowKey, Side},
     verdict::{Change, End},
@@ -235,15 +235,18 @@ pub fn translate<P: Packet + ?Sized>(
 /// Bytes of the original packet that an error of ours quotes: IPv4 header 20 + 8.
 pub const QUOTE: usize = 28;
 
+/// Bytes of the headers of [`too_big`]: Ethernet, IPv4 and ICMP.
+pub const TOO_BIG: usize = ETHERNET + 20 + 8;
+
 /// The headers of "fragmentation needed" (type 3, code 4, RFC 1191): from the VIP to the sender
 /// of the packet that did not fit, with the size that would. `quote` are the packet's first bytes.
 #[inline(always)]
 pub fn too_big(
-    frame: &[u8; crate::packet::ETHERNET],
+    frame: &[u8; ETHERNET],
     headers: &Headers<V4>,
     quote: &[u8; QUOTE],
     mtu: u16,
-) -> [u8; crate::gue::OUTER] {
+) -> [u8; TOO_BIG] {
     let length = 20 + 8 + QUOTE as u8;
     let mut ip = [0u8; 20];
     ip[..10].copy_from_slice(&[0x45, 0, 0, length, 0, 0, 0, 0, 64, protocol::ICMP]);
@@ -260,7 +263,7 @@ pub fn too_big(
     }
     let sum = (!checksum::fold(total)).to_be_bytes();
     let mtu = mtu.to_be_bytes();
-    let mut b = [0u8; crate::gue::OUTER];
+    let mut b = [0u8; TOO_BIG];
     // Back to where it came from, under the address that it was sent to.
     b[..6].copy_from_slice(&frame[6..12]);
     b[6..12].copy_from_slice(&frame[..6]);

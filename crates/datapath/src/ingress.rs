@@ -50,6 +50,7 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     if !tables.is_mux(&outer) {
         return Err(Drop::NotMux);
     }
+    let Some(_private) = gue::private(packet) else { return Err(Drop::Malformed) };
     let headers = packet::ipv4(packet, gue::OUTER)?;
     let ticks = Ticks::from_nanoseconds(now);
     match headers.transport {

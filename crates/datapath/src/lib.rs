@@ -93,8 +93,9 @@ pub mod limits {
     pub const OWN_MARK: u32 = 0xde60_0c41;
     /// Destination port of GUE.
     pub const GUE_PORT: u16 = 6080;
-    /// Bytes that GUE variant 1 adds in front of an IPv4 packet: IPv4 header 20 + UDP header 8.
-    pub const GUE_OVERHEAD: u16 = 28;
+    /// Bytes that wrapping adds in front of an IPv4 packet: IPv4 header 20 + UDP header 8 + GUE
+    /// header 4 + another node to try 4 + tag 8.
+    pub const GUE_OVERHEAD: u16 = 44;
 }
 
 /// An address family: what the datapath is written over.

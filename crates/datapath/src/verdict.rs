@@ -165,7 +165,7 @@ pub enum MuxVerdict<'a> {
     /// Gets [`crate::gue::OVERHEAD`] bytes more in front, its first bytes become `outer`, and it
     /// goes back out of the interface it came in by.
     Wrap {
-        /// The new Ethernet, IPv4 and UDP headers.
+        /// The new Ethernet, IPv4, UDP and GUE headers.
         outer: crate::gue::Outer<'a>,
         /// What to count.
         event: Event,
@@ -173,17 +173,16 @@ pub enum MuxVerdict<'a> {
     /// Is wrapped already: its first bytes become `outer`, and it goes back out of the interface
     /// it came in by.
     Rewrap {
-        /// The new Ethernet, IPv4 and UDP headers.
+        /// The new Ethernet, IPv4, UDP and GUE headers.
         outer: crate::gue::Outer<'a>,
         /// What to count.
         event: Event,
     },
-    /// The sender is told that the packet is too large: it gets [`crate::gue::OVERHEAD`] bytes
-    /// more in front, its first bytes become `headers`, it is cut behind `length` bytes, and it
-    /// goes back out of the interface it came in by.
+    /// The sender is told that the packet is too large: `headers` take the place of its Ethernet
+    /// header, it is cut behind `length` bytes, and it goes back out of the interface it came in by.
     TellTooBig {
         /// The new Ethernet, IPv4 and ICMP headers.
-        headers: [u8; crate::gue::OUTER],
+        headers: [u8; crate::icmp::TOO_BIG],
         /// Bytes of the new frame.
         length: usize,
     },

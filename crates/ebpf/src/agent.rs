@@ -41,8 +41,8 @@ use frame::Frame;
 
 type Address = [u8; 4];
 
-/// Bytes that headers can need: Ethernet, GUE, and IPv4 and TCP without options.
-const HEADERS: u32 = 14 + 28 + 20 + 20;
+/// Bytes that headers can need: outer ones, and IPv4 and TCP without options.
+const HEADERS: u32 = gue::OUTER as u32 + 20 + 20;
 /// Packet types of `skb->pkt_type`: for this machine.
 const PACKET_HOST: u32 = 0;
 const E2BIG: i32 = -7;

@@ -122,7 +122,7 @@ fn a_flood_of_first_fragments_harms_neither_whole_packets_nor_other_datagrams() 
             }
         }
         // Behind Ethernet and the outer headers: nobody asks for the inner header's sum.
-        let source = 42 + 12;
+        let source = datapath::gue::OUTER + 12;
         flooded[source..source + 4].copy_from_slice(&(0x0a00_0000 + number).to_be_bytes());
         assert_eq!(kernel.run(Hook::Mux, &flooded).0, machine::XDP_TX, "{number}");
     }

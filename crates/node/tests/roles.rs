@@ -278,8 +278,9 @@ fn a_mux_wraps_replies_for_the_node_that_holds_the_port() {
     let mut packet = [0; 128];
     let (length, from) = work.wrapped.recv_from(&mut packet).unwrap();
     assert_eq!(from.ip(), HERE);
-    // GUE variant 1: the IP packet itself, as it came.
-    let inner = &packet[..length];
+    // GUE variant 0 with three more words; then the packet itself, as it came.
+    assert_eq!(packet[..4], [3, 4, 0, 0]);
+    let inner = &packet[16..length];
     assert_eq!(inner[0], 0x45);
     assert_eq!(inner[16..20], VIP.octets());
     assert_eq!(inner[22..24], (FIRST_PORT + 9).to_be_bytes());

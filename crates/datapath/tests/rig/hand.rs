@@ -11,7 +11,7 @@ use datapath::{
 /// Carries out a rewrite; counts what happens on the way.
 pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut(Event)) {
     if rewrite.unwrap {
-        frame.drain(14..14 + 28);
+        frame.drain(14..14 + 20 + 8 + 16);
     }
     let at = rewrite.at;
     let l4 = at.l4_checksum as usize;
@@ -38,7 +38,7 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
 /// Carries out the changes to an ICMP error.
 pub fn rewrite_error(frame: &mut Vec<u8>, rewrite: &ErrorRewrite) {
     if rewrite.unwrap {
-        frame.drain(14..14 + 28);
+        frame.drain(14..14 + 20 + 8 + 16);
     }
     let Change { old, new } = rewrite.address;
     sum(frame, rewrite.ip_checksum_at as usize, &old, &new, false);
