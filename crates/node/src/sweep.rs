@@ -128,7 +128,7 @@ pub struct Ended {
 fn ended(key: &FlowKey<Address>, half: &Flow<Address>, peer: &Flow<Address>) -> Ended {
     let is_egress = key.side == Side::Egress as u8;
     let (egress, ingress) = if is_egress { (half, peer) } else { (peer, half) };
-    let egress_key = if is_egress { *key } else { key.peer(&half) };
+    let egress_key = if is_egress { *key } else { key.peer(half) };
     Ended {
         inside: (egress_key.source, egress_key.source_port),
         outside: (egress.address, egress.port),
@@ -391,7 +391,7 @@ impl Sweep {
         half: &Flow<Address>,
         is_lost: bool,
     ) -> Result<Option<Option<Flow<Address>>>, TableError> {
-        let peer_key = Raw(key.peer(&half));
+        let peer_key = Raw(key.peer(half));
         let Some(taken) = self.flows.take(&Raw(*key))? else { return Ok(None) };
         let is_same_flow =
             raw::row::<Flow<Address>>(&taken).is_some_and(|row| row.generation == half.generation);
@@ -483,7 +483,7 @@ fn is_over(
     if !flow::looks_idle(half, settings, now) {
         return Ok(false);
     }
-    let peer = flows.get(&Raw(key.peer(&half)))?;
+    let peer = flows.get(&Raw(key.peer(half)))?;
     let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
     Ok(flow::expired(half, peer.as_ref(), key.protocol, settings, now))
 }
@@ -509,6 +509,6 @@ fn fingerprint_of(
     key: &FlowKey<Address>,
     half: &Flow<Address>,
 ) -> u64 {
-    let egress = if key.side == Side::Egress as u8 { *key } else { key.peer(&half) };
+    let egress = if key.side == Side::Egress as u8 { *key } else { key.peer(half) };
     fingerprint(settings, egress.target, egress.target_port, egress.protocol)
 }
