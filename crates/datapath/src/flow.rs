@@ -224,7 +224,7 @@ pub fn can_be_reset<A>(half: &Flow<A>, peer: &Flow<A>, protocol: u8) -> bool {
 
 /// Time since the half's last packet. A clock reading from another CPU may lie a little ahead.
 #[inline(always)]
-fn age<A>(half: &Flow<A>, now: Ticks) -> Ticks {
+pub fn age<A>(half: &Flow<A>, now: Ticks) -> Ticks {
     let age = now.since(Ticks(half.last_seen.get()));
     if age.0 > u32::MAX / 2 { Ticks(0) } else { age }
 }

@@ -19,7 +19,7 @@ use aya_ebpf::{
         TC_ACT_UNSPEC,
     },
     btf_maps::lpm_trie,
-    helpers::{bpf_jiffies64, bpf_loop, bpf_skb_load_bytes},
+    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_loop, bpf_skb_load_bytes},
     macros::classifier,
     programs::TcContext,
 };
@@ -78,11 +78,18 @@ pub fn ingress(ctx: TcContext) -> i32 {
 static CLOCK: Clock = Clock { jiffy: 0, offset: 0 };
 
 /// The monotonic clock at the last jiffy. Jiffies are read where they stand; every clock
-/// of the kernel would cost a call.
+/// of the kernel would cost a call. The verifier knows the constant and drops the other way.
 #[inline(always)]
 fn clock() -> u64 {
     // SAFETY: no arguments; and the constant is read as the loader has written it.
-    unsafe { (&raw const CLOCK).read_volatile().nanoseconds(bpf_jiffies64()) }
+    unsafe {
+        let clock = (&raw const CLOCK).read_volatile();
+        if clock.goes_by_jiffies() {
+            clock.nanoseconds(bpf_jiffies64())
+        } else {
+            bpf_ktime_get_coarse_ns()
+        }
+    }
 }
 
 /// The frame, with its headers where they can be read.

@@ -214,7 +214,7 @@ impl Sweep {
     ) -> Result<(), TableError> {
         let start = spent();
         while let Some(((target, port, protocol), looked)) = self.asked.pop_front() {
-            let now = Ticks::from_nanoseconds(clock::now());
+            let now = clock::ticks();
             let is_echo = protocol == datapath::protocol::ICMP;
             let mut blocks = holding.blocks.iter().skip(looked).enumerate();
             // BOUND: the blocks of a holding, BLOCKS_MAX.
@@ -274,7 +274,7 @@ impl Sweep {
                 break;
             }
             let (rows, next) = self.flows.batch(self.cursor, BATCH_ROWS)?;
-            let now = Ticks::from_nanoseconds(clock::now());
+            let now = clock::ticks();
             for (key, bytes) in rows {
                 self.look(settings, holding, &key.0, &bytes, now)?;
             }

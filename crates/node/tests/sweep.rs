@@ -94,7 +94,7 @@ impl Drop for Tables {
 
 fn half(address: Address, port: u16, generation: u32, position: u16, silent: Ticks) -> FlowBytes {
     type Half = Flow<Address>;
-    let now = Ticks::from_nanoseconds(clock::now());
+    let now = clock::ticks();
     let mut bytes: FlowBytes = [0; size_of::<Half>()];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(offset_of!(Half, address), &address);
