@@ -478,7 +478,7 @@ impl<'a> Agent<'a> {
         };
         for end in ended {
             let to_inside = Number::Sequence(end.inside_expects);
-            sender.send(&answer::reset(end.remote, end.inside, to_inside));
+            sender.send(&answer::reset(end.remote_inside, end.inside, to_inside));
             let to_remote = Number::Sequence(end.remote_expects);
             sender.send(&answer::reset(end.outside, end.remote, to_remote));
         }

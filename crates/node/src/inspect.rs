@@ -130,7 +130,7 @@ impl AgentView {
         self.maps.flows.each(|Raw(key), bytes| {
             let Some(half) = raw::row::<Flow<Address>>(&bytes) else { return Ok(()) };
             let peer = match key.side == Side::Egress as u8 {
-                true => self.maps.flows.get(&Raw(key.peer(half.address, half.port)))?,
+                true => self.maps.flows.get(&Raw(key.peer(&half)))?,
                 false => None,
             };
             let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
@@ -150,7 +150,7 @@ impl AgentView {
             if key.side != Side::Egress as u8 {
                 continue;
             }
-            let peer = self.maps.flows.get(&Raw(key.peer(half.address, half.port)))?;
+            let peer = self.maps.flows.get(&Raw(key.peer(&half)))?;
             let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
             flows.push(view(&key, &half, peer.as_ref(), &settings, now));
         }
@@ -282,7 +282,7 @@ fn view(
         is_outbound: half.kind == FlowKind::Outbound as u8,
         inside: end(key.source, key.source_port),
         outside: end(half.address, half.port),
-        remote: end(key.target, key.target_port),
+        remote: end(key.target, half.far_port(key.target_port)),
         idle_ms: milliseconds(flow::age(half, now)),
         idle_max_ms: milliseconds(Ticks(half.idle)),
         is_over: flow::expired(half, peer, key.protocol, settings, now),

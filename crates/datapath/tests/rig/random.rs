@@ -354,6 +354,7 @@ mux-address 10.0.0.3
 service 203.0.113.1:80/tcp first=0 count=3
 service 203.0.113.2:80/tcp first=0 count=2 flag=affinity
 service 203.0.113.1:53/udp first=3 count=1
+service 203.0.113.2:53/udp first=3 count=1
 service 203.0.113.1:443/tcp first=2 count=0
 endpoint 0 10.244.1.5:8080
 endpoint 1 10.244.1.6:8080

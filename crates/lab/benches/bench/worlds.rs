@@ -278,7 +278,11 @@ pub fn agent(object: &[u8], flows: u32) -> Result<Object> {
                 acknowledgement: Cell::new(0),
             })
         };
-        table.insert(Raw(key.peer(VIP, port)), half(key.source, key.source_port), 0)?;
+        table.insert(
+            Raw(key.across(VIP, port, key.target_port)),
+            half(key.source, key.source_port),
+            0,
+        )?;
         table.insert(Raw(key), half(VIP, port), 0)?;
     }
     Ok(agent)
@@ -292,7 +296,7 @@ pub fn fill_bare(bench: &mut Object, flows: u32) -> Result<()> {
         let key = key(&traffic, flow);
         let port = translated_port(flow).to_be_bytes();
         let row = flow_bytes(Flow { kind: 1, address: VIP, port, ..Flow::default() });
-        table.insert(Raw(key.peer(VIP, port)), row, 0)?;
+        table.insert(Raw(key.across(VIP, port, key.target_port)), row, 0)?;
         table.insert(Raw(key), row, 0)?;
     }
     for block in 0..crate::plan::BLOCKS {
