@@ -14,6 +14,7 @@ use model::shortage;
 use node::source::{News, Refused};
 use serde_json::{Value, json};
 
+use crate::host::Host;
 use crate::store::{self, FileStore, Key, Watch};
 use crate::view;
 
@@ -165,9 +166,12 @@ impl node::source::Source for Reach {
     }
 
     fn report_news(&mut self, machine: &str, news: &News) -> Result<()> {
-        let kind = if machine.starts_with("mux") { "MuxNetwork" } else { "Node" };
+        let kind = match machine.parse() {
+            Ok(Host::Mux(_)) => Kind::MuxNetwork,
+            _ => Kind::Node,
+        };
         self.store.record(&json!({
-            "object": {"kind": kind, "namespace": "", "name": machine},
+            "object": {"kind": kind.as_str(), "namespace": "", "name": machine},
             "type": "Warning",
             "reason": news.reason,
             "message": news.message,

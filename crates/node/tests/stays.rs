@@ -234,3 +234,18 @@ fn a_flow_table_without_a_name_is_found_again_or_said_to_be_lost() {
     assert_eq!(adopt_until(&node), 0, "nothing is adopted a second time");
     assert!(node.is_translated());
 }
+
+#[test]
+fn a_node_without_its_uplink_says_so_until_it_is_back() {
+    let wire = Wire::new("trouble");
+    let node = Node::new(&wire, "trouble", TcWay::Tcx);
+    let trouble = || {
+        let told = node.cluster.0.lock().unwrap();
+        told.node.as_ref().and_then(|status| status.trouble.clone())
+    };
+    assert_eq!(trouble(), None);
+    wire.unplug();
+    eventually("it is told", || trouble().as_deref() == Some("interface eth0 does not exist"));
+    wire.plug();
+    eventually("that is over", || trouble().is_none());
+}
