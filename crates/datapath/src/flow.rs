@@ -1,10 +1,15 @@
-//! When a flow is over, and what its two halves remember of it.
+//! Whose flow a packet is, when a flow is over, and what its two halves remember of it.
 
 use crate::{
+    Event, Family, V4,
+    agent::{AgentTables, watched},
     packet::{Headers, Transport, tcp_flag},
-    tables::{AgentSettings, Flow, Ticks, Timers, mark},
-    {Family, protocol},
+    positions::fingerprint,
+    protocol,
+    tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks, Timers, mark},
 };
+
+type Address = [u8; 4];
 
 /// How long a half may stand alone: the other one is being written.
 pub const ALONE: Ticks = Ticks::from_seconds(2);
@@ -47,6 +52,26 @@ pub fn see<F: Family>(half: &Flow<F::Address>, headers: &Headers<F>, now: Ticks,
         if marks & mark::ACK == 0 || leap < LEAP_MAX {
             half.acknowledgement.set(acknowledgement);
         }
+    }
+}
+
+/// What the packet that opens a flow leaves in its half.
+pub(crate) struct First {
+    /// [`Flow::marks`].
+    pub(crate) marks: u16,
+    /// [`Flow::sequence`].
+    pub(crate) sequence: u32,
+}
+
+/// What the packet that opens a flow leaves in its half, as [`see`] would have it.
+#[inline(always)]
+pub(crate) fn first(headers: &Headers<V4>) -> First {
+    if headers.transport != Transport::Tcp {
+        return First { marks: 0, sequence: 0 };
+    }
+    First {
+        marks: marks_of(headers.flags),
+        sequence: headers.sequence.wrapping_add(headers.sequence_length()),
     }
 }
 
@@ -199,13 +224,136 @@ pub fn can_be_reset<A>(half: &Flow<A>, peer: &Flow<A>, protocol: u8) -> bool {
 
 /// Time since the half's last packet. A clock reading from another CPU may lie a little ahead.
 #[inline(always)]
-fn age<A>(half: &Flow<A>, now: Ticks) -> Ticks {
+pub fn age<A>(half: &Flow<A>, now: Ticks) -> Ticks {
     let age = now.since(Ticks(half.last_seen.get()));
     if age.0 > u32::MAX / 2 { Ticks(0) } else { age }
+}
+
+/// Whether a connection was reset, so that neither end knows of it any more.
+#[inline(always)]
+pub(crate) fn is_reset<A>(half: &Flow<A>, peer: &Flow<A>) -> bool {
+    (half.marks.get() | peer.marks.get()) & mark::RST != 0
 }
 
 /// Whether either half has seen the connection's end.
 #[inline(always)]
 pub fn closing<A>(half: &Flow<A>, peer: &Flow<A>) -> bool {
     (half.marks.get() | peer.marks.get()) & (mark::FIN | mark::RST) != 0
+}
+
+/// Whether the sender of a late TCP packet, of no flow, is told by RST (RFC 9293, 3.5.2): not if
+/// it tries to connect or sent an RST itself.
+#[inline(always)]
+pub(crate) fn is_answered(headers: &Headers<V4>) -> bool {
+    headers.flags & (tcp_flag::SYN | tcp_flag::RST) == 0
+}
+
+/// The key under which a packet's flow stands at one hook.
+#[inline(always)]
+pub(crate) fn key(headers: &Headers<V4>, side: Side) -> FlowKey<Address> {
+    // An echo's identifier stands in the port of the inside.
+    let echo = headers.protocol == protocol::ICMP;
+    let inward = matches!(side, Side::Ingress);
+    FlowKey {
+        source: headers.source,
+        target: headers.target,
+        source_port: if echo && inward { [0; 2] } else { headers.source_port },
+        target_port: if echo && !inward { [0; 2] } else { headers.target_port },
+        protocol: headers.protocol,
+        side: side as u8,
+        reserved: [0; 2],
+    }
+}
+
+/// Whether the flow that stands at the packet's key is the packet's; if so, the half has seen it.
+///
+/// An entry that looks idle is judged together with its peer; what is over is removed, both
+/// halves. So is one that the packet ends or opens again: a SYN on a closing connection starts it
+/// anew under the same port, and an end must be believed.
+#[inline(always)]
+pub(crate) fn meets<T: AgentTables<V4>>(
+    tables: &T,
+    settings: &AgentSettings<Address>,
+    key: &FlowKey<Address>,
+    half: &Flow<Address>,
+    headers: &Headers<V4>,
+    now: Ticks,
+) -> bool {
+    const ASKED: u8 = tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST;
+    if headers.flags & ASKED == 0 && !looks_idle(half, settings, now) {
+        see(half, headers, now, true);
+        return true;
+    }
+    judge(tables, key, half, headers, now)
+}
+
+/// Judges a flow by both its halves.
+// VERIFIER: a function of its own, so that its variables do not take stack from the port search.
+#[inline(never)]
+fn judge<T: AgentTables<V4>>(
+    tables: &T,
+    key: &FlowKey<Address>,
+    half: &Flow<Address>,
+    headers: &Headers<V4>,
+    now: Ticks,
+) -> bool {
+    let Some(settings) = tables.settings() else { return false };
+    let peer = tables.flow(&key.peer(half));
+    if expired(half, peer, key.protocol, settings, now) {
+        remove(tables, key, half);
+        return false;
+    }
+    let mut believed = true;
+    if let Some(peer) = peer {
+        // Only the side that opened it may open it again.
+        let outbound = half.kind == FlowKind::Outbound as u8;
+        let opener = if outbound { Side::Egress } else { Side::Ingress };
+        if headers.opens() && key.side == opener as u8 && closing(half, peer) {
+            half.marks.set(half.marks.get() & mark::KEPT);
+            peer.marks.set(peer.marks.get() & mark::KEPT);
+            tables.count(Event::Reopened);
+        }
+        if headers.flags & (tcp_flag::FIN | tcp_flag::RST) != 0 {
+            believed = believes(half, peer, headers);
+            if believed {
+                peer.marks.set(peer.marks.get() | mark::ENDED);
+            } else {
+                tables.count(Event::EndDoubted);
+            }
+        }
+    }
+    see(half, headers, now, believed);
+    true
+}
+
+/// Removes a flow, both halves, and gives its port back.
+#[inline(always)]
+pub(crate) fn remove<T: AgentTables<V4>>(tables: &T, key: &FlowKey<Address>, half: &Flow<Address>) {
+    let peer_key = key.peer(half);
+    let (kind, position) = (half.kind, half.position as u32);
+    tables.remove_flow(&peer_key);
+    tables.remove_flow(key);
+    if kind == FlowKind::Outbound as u8 {
+        let remote = if key.side == Side::Egress as u8 { key } else { &peer_key };
+        release(tables, remote.target, remote.target_port, key.protocol, position);
+    }
+}
+
+/// Gives a position back to its destination's row, if it has one.
+#[inline(always)]
+pub fn release<T: AgentTables<V4>>(
+    tables: &T,
+    remote: Address,
+    port: [u8; 2],
+    protocol: u8,
+    position: u32,
+) {
+    let Some(settings) = tables.settings() else { return };
+    let fingerprint = fingerprint(settings, remote, port, protocol);
+    let row = watched(tables, fingerprint);
+    if row != 0
+        && let Some(row) = tables.positions(row)
+    {
+        row.release(tables, position);
+    }
 }

@@ -1,5 +1,17 @@
-//! Generic UDP Encapsulation, variant 1: an IP packet directly behind a UDP header
-//! (draft-ietf-intarea-gue, 4). The underlay is IPv4.
+//! Generic UDP Encapsulation, variant 0, with private data (draft-ietf-intarea-gue, 3). The
+//! underlay is IPv4.
+//!
+//! ```text
+//!    0        8       16       24     31
+//!   +--+-+-----+--------+---------------+
+//!   | 0|0|  3  |    4   |       0       |  variant, control, words that follow; IPv4; flags
+//!   +--+-+-----+--------+---------------+
+//!   |              other                |  a second node to try; zero: none
+//!   +-----------------------------------+
+//!   |               tag                 |
+//!   |                                   |
+//!   +-----------------------------------+
+//! ```
 
 use crate::{
     checksum,
@@ -14,6 +26,14 @@ pub const OVERHEAD: usize = crate::limits::GUE_OVERHEAD as usize;
 pub const OUTER: usize = ETHERNET + OVERHEAD;
 /// First of the 16,384 source ports that spread flows over queues and paths.
 pub const SOURCE_PORT_MIN: u16 = 0xc000;
+
+/// Bytes of the IPv4 and UDP headers.
+const UNDERLAY: usize = 20 + 8;
+/// Bytes of the GUE header, private data included.
+const SHIM: usize = OVERHEAD - UNDERLAY;
+/// Its first word: variant 0, no control message, so many words behind this one; IPv4 inside; none
+/// of the flags, so that all that follows is private data.
+const FIRST_WORD: [u8; 4] = [(SHIM / 4 - 1) as u8, 4, 0, 0];
 
 /// Flags and fragment offset: DF alone. Time to live 64, and UDP.
 const CONSTANT: u32 = u32::from_be_bytes([0x40, 0, 64, protocol::UDP]);
@@ -34,6 +54,8 @@ pub struct Outer<'a> {
     pub tos: u8,
     /// What spreads flows.
     pub hash: u16,
+    /// A second node to try, if the first one does not know the flow; all zeroes: none.
+    pub other: [u8; 4],
 }
 
 impl Outer<'_> {
@@ -65,7 +87,9 @@ impl Outer<'_> {
         b[30..34].copy_from_slice(&self.target);
         b[34..36].copy_from_slice(&source_port.to_be_bytes());
         b[36..38].copy_from_slice(&settings.gue_port.to_be_bytes());
-        b[38..40].copy_from_slice(&(self.inner + 8).to_be_bytes());
+        b[38..40].copy_from_slice(&(total - 20).to_be_bytes());
+        b[42..46].copy_from_slice(&FIRST_WORD);
+        b[46..50].copy_from_slice(&self.other);
         b
     }
 }
@@ -73,7 +97,7 @@ impl Outer<'_> {
 /// Who sent the wrapped packet that the frame carries, if it carries one for `own`.
 #[inline(always)]
 pub fn sender<P: Packet + ?Sized>(packet: &P, own: [u8; 4], port: u16) -> Option<[u8; 4]> {
-    let b = packet.read::<OVERHEAD>(ETHERNET)?;
+    let b = packet.read::<UNDERLAY>(ETHERNET)?;
     // Muxes send no options and no fragments; whatever looks otherwise is not theirs.
     let is_wrapped = b[0] == 0x45
         && b[9] == protocol::UDP
@@ -82,4 +106,18 @@ pub fn sender<P: Packet + ?Sized>(packet: &P, own: [u8; 4], port: u16) -> Option
         && packet::field::<4>(&b, 16) == own
         && u16::from_be_bytes([b[22], b[23]]) == port;
     is_wrapped.then_some(packet::field(&b, 12))
+}
+
+/// The private data of a wrapped packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Private {
+    /// A second node to try; all zeroes: none.
+    pub other: [u8; 4],
+}
+
+/// Reads the GUE header of a wrapped packet ([`sender`]); nothing where it is none of ours.
+#[inline(always)]
+pub fn private<P: Packet + ?Sized>(packet: &P) -> Option<Private> {
+    let b = packet.read::<SHIM>(ETHERNET + UNDERLAY)?;
+    (packet::field::<4>(&b, 0) == FIRST_WORD).then(|| Private { other: packet::field(&b, 4) })
 }

@@ -18,11 +18,14 @@ pub mod fragment;
 pub mod gue;
 pub mod hash;
 pub mod icmp;
+pub mod inbound;
 pub mod ingress;
 pub mod mux;
 pub mod notice;
 pub mod packet;
 pub mod positions;
+pub mod quota;
+pub mod search;
 pub mod tables;
 pub mod verdict;
 
@@ -93,8 +96,9 @@ pub mod limits {
     pub const OWN_MARK: u32 = 0xde60_0c41;
     /// Destination port of GUE.
     pub const GUE_PORT: u16 = 6080;
-    /// Bytes that GUE variant 1 adds in front of an IPv4 packet: IPv4 header 20 + UDP header 8.
-    pub const GUE_OVERHEAD: u16 = 28;
+    /// Bytes that wrapping adds in front of an IPv4 packet: IPv4 header 20 + UDP header 8 + GUE
+    /// header 4 + another node to try 4 + tag 8.
+    pub const GUE_OVERHEAD: u16 = 44;
 }
 
 /// An address family: what the datapath is written over.

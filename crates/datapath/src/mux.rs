@@ -187,6 +187,9 @@ fn handed_over<'a, P: Packet + Copy, T: MuxTables>(
     if sender == settings.address || !tables.is_mux(&sender) {
         return Err(Drop::NotMux);
     }
+    if gue::private(&packet).is_none() {
+        return Err(Drop::Malformed);
+    }
     let Hop { event, hash, target } = cut(packet, tables, settings, gue::OUTER, now)?;
     let Some(b) = packet.read::<4>(gue::OUTER) else { return Err(Drop::Malformed) };
     let total = u16::from_be_bytes([b[2], b[3]]);
@@ -338,7 +341,7 @@ fn to_gateway(
     {
         return Err(Drop::NoGateway);
     }
-    Ok(gue::Outer { settings, target, inner, tos, hash })
+    Ok(gue::Outer { settings, target, inner, tos, hash, other: Address::default() })
 }
 
 /// Whether the way to the nodes carries a packet of `total` bytes once it is wrapped.
@@ -371,7 +374,7 @@ fn too_big<P: Packet + ?Sized>(
     let room = settings.mtu.saturating_sub(GUE_OVERHEAD);
     Ok(MuxVerdict::TellTooBig {
         headers: icmp::too_big(&ethernet, headers, &quote, room),
-        length: gue::OUTER + icmp::QUOTE,
+        length: icmp::TOO_BIG + icmp::QUOTE,
     })
 }
 

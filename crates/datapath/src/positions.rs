@@ -12,7 +12,9 @@
 
 use core::cell::Cell;
 
-use crate::limits::BLOCKS_MAX;
+use crate::{hash, limits::BLOCKS_MAX, tables::AgentSettings};
+
+type Address = [u8; 4];
 
 /// Words of a bitmap over all positions: 8,000 blocks * 8 ports / 64, rounded up to a power of two.
 // VERIFIER: an index is masked, not compared; a comparison is optimised into something that the
@@ -74,6 +76,19 @@ pub enum Found {
     Again,
 }
 
+/// What stands for a destination in its row of positions. Never zero, which means a free row.
+#[inline(always)]
+pub fn fingerprint(
+    settings: &AgentSettings<Address>,
+    remote: Address,
+    port: [u8; 2],
+    protocol: u8,
+) -> u64 {
+    let [a, b, c, d] = remote;
+    let word = u64::from_le_bytes([a, b, c, d, port[0], port[1], protocol, 1]);
+    hash::secret(settings.seed, [word, 0]) | 1
+}
+
 /// Looks for a free position of `run`, chosen by `random`.
 // VERIFIER: no loop; the caller's tries are the only one.
 #[inline(always)]
@@ -86,7 +101,7 @@ pub fn find<B: Bits>(
 ) -> Found {
     let low = random as u32;
     let high = (random >> 32) as u32;
-    let start = run.first + crate::hash::below(low, run.last - run.first + 1);
+    let start = run.first + hash::below(low, run.last - run.first + 1);
     if let Some(position) = free_in(row, barred, start, high) {
         return Found::Free(position);
     }

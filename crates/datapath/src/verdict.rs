@@ -42,6 +42,8 @@ pub struct Rewrite<F: Family> {
     pub address: Change<F::Address>,
     /// Port (or echo identifier) as it is and as it becomes.
     pub port: Change<[u8; 2]>,
+    /// Port of the other end, as it is and as it becomes; the same nearly always.
+    pub far_port: Change<[u8; 2]>,
     /// Where things stand.
     pub at: Places,
     /// A SYN whose maximum segment size is too large for the way back.
@@ -77,6 +79,8 @@ pub struct Places {
     pub ip_checksum: u16,
     /// The port to be changed; 0 where there is none (a later fragment, a protocol without ports).
     pub port: u16,
+    /// The port of the other end; only there where [`Rewrite::far_port`] changes.
+    pub far_port: u16,
     /// The transport checksum.
     pub l4_checksum: u16,
     /// How addresses enter into the transport checksum.
@@ -123,6 +127,7 @@ impl Places {
                 _ if source => l4,
                 _ => l4 + 2,
             },
+            far_port: if source { l4 + 2 } else { l4 },
             l4_checksum: l4
                 + match headers.protocol {
                     protocol::TCP => 16,
@@ -165,7 +170,7 @@ pub enum MuxVerdict<'a> {
     /// Gets [`crate::gue::OVERHEAD`] bytes more in front, its first bytes become `outer`, and it
     /// goes back out of the interface it came in by.
     Wrap {
-        /// The new Ethernet, IPv4 and UDP headers.
+        /// The new Ethernet, IPv4, UDP and GUE headers.
         outer: crate::gue::Outer<'a>,
         /// What to count.
         event: Event,
@@ -173,17 +178,16 @@ pub enum MuxVerdict<'a> {
     /// Is wrapped already: its first bytes become `outer`, and it goes back out of the interface
     /// it came in by.
     Rewrap {
-        /// The new Ethernet, IPv4 and UDP headers.
+        /// The new Ethernet, IPv4, UDP and GUE headers.
         outer: crate::gue::Outer<'a>,
         /// What to count.
         event: Event,
     },
-    /// The sender is told that the packet is too large: it gets [`crate::gue::OVERHEAD`] bytes
-    /// more in front, its first bytes become `headers`, it is cut behind `length` bytes, and it
-    /// goes back out of the interface it came in by.
+    /// The sender is told that the packet is too large: `headers` take the place of its Ethernet
+    /// header, it is cut behind `length` bytes, and it goes back out of the interface it came in by.
     TellTooBig {
         /// The new Ethernet, IPv4 and ICMP headers.
-        headers: [u8; crate::gue::OUTER],
+        headers: [u8; crate::icmp::TOO_BIG],
         /// Bytes of the new frame.
         length: usize,
     },

@@ -302,14 +302,15 @@ proptest! {
         key in key(),
         address in any::<[u8; 4]>(),
         port in any::<[u8; 2]>(),
+        far in any::<[u8; 2]>(),
     ) {
-        let peer = key.peer(address, port);
+        let peer = key.across(address, port, far);
         prop_assert_ne!(peer.side, key.side);
         // The other half writes what this one took away.
         let egress = key.side == Side::Egress as u8;
         let (back, back_port) =
             if egress { (key.source, key.source_port) } else { (key.target, key.target_port) };
-        prop_assert_eq!(peer.peer(back, back_port), key);
+        prop_assert_eq!(peer.across(back, back_port, key.far_port()), key);
     }
 
     #[test]
@@ -318,7 +319,7 @@ proptest! {
         gue_port in 1u16..,
         (mac, gateway_mac) in any::<([u8; 6], [u8; 6])>(),
         (tos, hash) in any::<(u8, u16)>(),
-        data in 0usize..1400,
+        (other, data) in (any::<[u8; 4]>(), 0usize..1400),
     ) {
         let settings = MuxSettings {
             address, gue_port, mac, gateway_mac, mtu: 1600, ..MuxSettings::default()
@@ -326,7 +327,7 @@ proptest! {
         let words = format!("ip 192.0.2.1 > 203.0.113.1 udp 53 > 64000 data {data}");
         let inner = frame::build(&words).unwrap().split_off(14);
         let length = inner.len() as u16;
-        let outer = Outer { settings: &settings, target: node, inner: length, tos, hash };
+        let outer = Outer { settings: &settings, target: node, inner: length, tos, hash, other };
         let wrapped = [&outer.headers()[..], &inner[..]].concat();
         let tuple = second::check(&wrapped).map_err(TestCaseError::fail)?;
         prop_assert_eq!((tuple.source, tuple.target), (address, node));
@@ -337,7 +338,10 @@ proptest! {
         prop_assert_eq!(ip.header().dcp().value() << 2 | ip.header().ecn().value(), tos);
         prop_assert!(ip.header().dont_fragment());
         let Some(TransportSlice::Udp(udp)) = &sliced.transport else { panic!("not UDP") };
-        prop_assert_eq!(udp.payload(), &inner[..]);
+        let (shim, rest) = udp.payload().split_at(16);
+        prop_assert_eq!(shim, &[&[3, 4, 0, 0], &other[..], &[0; 8]].concat()[..]);
+        prop_assert_eq!(rest, &inner[..]);
+        prop_assert_eq!(gue::private(&wrapped[..]), Some(gue::Private { other }));
         prop_assert_eq!(&wrapped[..12], &[gateway_mac, mac].concat()[..]);
     }
 

@@ -129,7 +129,7 @@ mod tests {
 
     use lab::reading::{Ports, SnatConnections};
     use lab::wiring::Settings;
-    use model::decide::Protocol;
+    use model::method::Protocol;
     use node::census::{Census, PortUse};
     use node::maps::FlowRoom;
 

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use lab::{host, view};
 use model::cluster::Quotas;
-use model::decide::{Method, Protocol};
 use model::explain::{ExplainError, Explanation, Question};
 use model::lease::LeaseState;
+use model::method::{Method, Protocol};
 use node::inspect::AgentView;
 use node::maps::FlowRoom;
 use serde::Serialize;
@@ -101,7 +101,7 @@ struct Answer {
 
 /// How many flows the node has room for. Without root nobody may look, and a node without an agent
 /// has none.
-fn flow_table(lab: &lab::life::Lab, node: &str) -> Result<Option<FlowRoom>> {
+fn flow_table(lab: &lab::handle::Lab, node: &str) -> Result<Option<FlowRoom>> {
     let Ok(agent) = AgentView::open(lab.place.name(), node) else { return Ok(None) };
     Ok(Some(agent.flow_room()?))
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use lab::place::Place;
 use lab::wiring::Settings;
-use lab::{fault, host, life, manifest, ready, view};
+use lab::{fault, handle, host, life, manifest, ready, view};
 use model::cluster::{LoadBalancerSku, OutboundType};
 use model::objects::Kind;
 use node::agent::DRAIN_FOR_DEFAULT;
@@ -63,8 +63,8 @@ impl Which {
     }
 
     /// The lab, which must be up.
-    pub fn find(&self) -> Result<life::Lab> {
-        life::find(&self.place()?)
+    pub fn find(&self) -> Result<handle::Lab> {
+        handle::find(&self.place()?)
     }
 }
 
@@ -242,7 +242,7 @@ fn delete(command: &File) -> Result<ExitCode> {
 
 /// Waits until a change is in force, and says what it was.
 fn finish(
-    lab: &life::Lab,
+    lab: &handle::Lab,
     documents: &[manifest::Document],
     outcomes: &[manifest::Outcome],
     events_before: &[serde_json::Value],
@@ -397,7 +397,7 @@ fn kill(command: &Kill) -> Result<ExitCode> {
     life::require_root("lab kill")?;
     let mut lab = command.which.find()?;
     let host = lab.host(&command.host)?;
-    let loss = if command.process { life::Loss::Process } else { life::Loss::Machine };
+    let loss = if command.process { handle::Loss::Process } else { handle::Loss::Machine };
     fault::kill(&mut lab, host, loss)?;
     let what = if command.process { "process is killed" } else { "machine is lost" };
     let name = lab.place.name();
@@ -427,13 +427,13 @@ struct Start {
 fn start(command: &Start) -> Result<ExitCode> {
     life::require_root("lab start")?;
     let mut lab = command.which.find()?;
-    match life::Role::called(&command.host) {
-        Some(role @ (life::Role::Controller | life::Role::Internet | life::Role::Pods(_))) => {
-            fault::start_process(&lab, role, &print::progress)?
-        }
-        Some(life::Role::Machine(_)) | None => {
+    match handle::Role::called(&command.host) {
+        Some(
+            role @ (handle::Role::Controller | handle::Role::Internet | handle::Role::Pods(_)),
+        ) => fault::start_process(&lab, role, &print::progress)?,
+        Some(handle::Role::Machine(_)) | None => {
             let host = lab.host(&command.host)?;
-            let options = life::AgentOptions {
+            let options = handle::AgentOptions {
                 flow_entries: command.flow_entries,
                 adopt_for_seconds: command.adopt_for,
             };

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use lab::handle::Role;
 use lab::host::Host;
-use lab::life::Role;
 use lab::place::Place;
 
 /// Be one process of a lab. `deguchi lab up` starts these.

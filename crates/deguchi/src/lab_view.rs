@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use anyhow::Result;
+use lab::handle::Loss;
 use lab::host::{self, Host};
-use lab::life::Loss;
 use lab::replay::Report;
 use lab::view::{HostStatus, Status};
 use model::kubernetes::{Node, Service};

@@ -140,8 +140,8 @@ fn with_1500_bytes_to_the_nodes_segments_are_lowered_and_larger_packets_answered
         .filter(|packet| packet[9] == TCP && wire::behind_ip(packet)[13] & SYN != 0)
         .map(|packet| (wire::behind_ip(packet)[13], maximum_segment(packet)))
         .collect();
-    // The pod's answer to the client, then the pod's own opening: 1500 less 28 and 40.
-    assert_eq!(opening, [(SYN | wire::ACK, Some(1432)), (SYN, Some(1432))]);
+    // The pod's answer to the client, then the pod's own opening: 1500 less 44 and 40.
+    assert_eq!(opening, [(SYN | wire::ACK, Some(1416)), (SYN, Some(1416))]);
 
     // A server that sends more than fits once it is wrapped.
     let place = lab.place();
@@ -161,14 +161,14 @@ fn with_1500_bytes_to_the_nodes_segments_are_lowered_and_larger_packets_answered
         let socket = wire::told_socket_from(to, peer, PATIENCE)?;
         socket.send(&[b'x'; 1450])?;
         let told = wire::told(&socket)?;
-        ensure!(getsockopt(&socket, IpMtu)? == 1472, "not learned");
-        socket.send(&[b'y'; 1444])?;
+        ensure!(getsockopt(&socket, IpMtu)? == 1456, "not learned");
+        socket.send(&[b'y'; 1428])?;
         let mut buffer = [0; 2048];
         let (length, _) = client.recv_from(&mut buffer).context("what fits does not arrive")?;
         Ok((peer, told, buffer[..length].to_vec()))
     });
-    assert_eq!((told.errno, told.kind, told.mtu), (Errno::EMSGSIZE, [3, 4], 1472));
-    assert_eq!((told.by, after), (*server.ip(), vec![b'y'; 1444]));
+    assert_eq!((told.errno, told.kind, told.mtu), (Errno::EMSGSIZE, [3, 4], 1456));
+    assert_eq!((told.by, after), (*server.ip(), vec![b'y'; 1428]));
 }
 
 #[test]

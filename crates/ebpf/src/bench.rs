@@ -177,8 +177,12 @@ pub fn xdp_wrap(ctx: XdpContext) -> u32 {
         *((data + 30) as *mut u32) = to.to_be();
         *((data + 34) as *mut u16) = (0xc000 | port as u16).to_be();
         *((data + 36) as *mut u16) = 6080u16.to_be();
-        *((data + 38) as *mut u16) = ((length + 8) as u16).to_be();
+        *((data + 38) as *mut u16) = (total - 20).to_be();
         *((data + 40) as *mut u16) = 0;
+        *((data + 42) as *mut u32) = u32::from_ne_bytes([3, 4, 0, 0]);
+        *((data + 46) as *mut u32) = 0;
+        *((data + 50) as *mut u32) = 0;
+        *((data + 54) as *mut u32) = 0;
     }
     xdp_action::XDP_TX
 }

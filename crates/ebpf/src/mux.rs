@@ -16,7 +16,9 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use datapath::{Drop, Event, gue, mux::MuxTables, tables::*, verdict::MuxVerdict};
+use datapath::{
+    Drop, Event, gue, mux::MuxTables, packet::ETHERNET, tables::*, verdict::MuxVerdict,
+};
 use frame::Frame;
 use mux_maps::*;
 
@@ -52,10 +54,11 @@ pub fn mux(ctx: XdpContext) -> u32 {
             xdp_action::XDP_TX
         }
         MuxVerdict::TellTooBig { headers, length: cut } => {
+            let more = headers.len() - ETHERNET;
             // SAFETY: the context is the kernel's.
             let has_failed = unsafe {
-                bpf_xdp_adjust_tail(ctx.ctx, cut as i32 - (length + gue::OVERHEAD) as i32) != 0
-                    || bpf_xdp_adjust_head(ctx.ctx, -(gue::OVERHEAD as i32)) != 0
+                bpf_xdp_adjust_tail(ctx.ctx, cut as i32 - (length + more) as i32) != 0
+                    || bpf_xdp_adjust_head(ctx.ctx, -(more as i32)) != 0
             };
             if has_failed || write(&ctx, &headers).is_none() {
                 return refuse(Drop::WriteFailed);
@@ -68,9 +71,9 @@ pub fn mux(ctx: XdpContext) -> u32 {
 
 /// Writes the new headers over the packet's first bytes.
 #[inline(always)]
-fn write(ctx: &XdpContext, headers: &[u8; gue::OUTER]) -> Option<()> {
+fn write<const N: usize>(ctx: &XdpContext, headers: &[u8; N]) -> Option<()> {
     let data = ctx.data();
-    if data + gue::OUTER > ctx.data_end() {
+    if data + N > ctx.data_end() {
         return None;
     }
     // SAFETY: the bytes lie between the packet's bounds, checked just above; the kernel lets
@@ -93,12 +96,18 @@ fn write(ctx: &XdpContext, headers: &[u8; gue::OUTER]) -> Option<()> {
     put_word(30);
     put_word(34);
     put_word(38);
+    if N == gue::OUTER {
+        put_word(42);
+        put_word(46);
+        put_word(50);
+        put_word(54);
+    }
     Some(())
 }
 
 /// A part of the headers.
 #[inline(always)]
-fn part<const N: usize>(headers: &[u8; gue::OUTER], at: usize) -> [u8; N] {
+fn part<const N: usize>(headers: &[u8], at: usize) -> [u8; N] {
     headers.get(at..at + N).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
 }
 

@@ -32,7 +32,7 @@ impl Field {
 #[repr(C)]
 pub struct Plan {
     /// The frame; tuple and checksums are written over it for each flow.
-    pub frame: [u8; 96],
+    pub frame: [u8; 112],
     /// [`FRAME`] or [`WRAPPED`].
     pub length: u32,
     /// Frames so far.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::handle::{AgentOptions, Lab, Loss, Progress, Role};
 use crate::host::Host;
 use crate::kubelet;
-use crate::life::{AgentOptions, Lab, Loss, Progress, Role};
 use crate::namespace;
 use crate::process;
 use crate::ready;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
-use model::decide::Protocol;
+use model::method::Protocol;
 use node::inspect::AgentView;
 
 use crate::host::Host;

@@ -7,6 +7,7 @@ pub mod client;
 pub mod command;
 pub mod echo;
 pub mod fault;
+pub mod handle;
 pub mod host;
 pub mod in_use;
 pub mod interrupt;

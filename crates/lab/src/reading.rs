@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use datapath::{Drop, Event};
-use model::decide::Protocol;
 use model::lease::{Lease, LeaseState};
+use model::method::Protocol;
 use model::runtime::NodeNetwork;
 use node::census::{Census, PortUse};
 use node::counters::{Counters, Kind};

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::handle::{Lab, Loss, Role};
 use crate::host::Host;
 use crate::interrupt;
-use crate::life::{Lab, Loss, Role};
 use crate::view;
 
 /// A mux that is silent is waited for this long by the controller itself (30 s), so longer.

@@ -8,15 +8,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use model::cluster::{LoadBalancerSku, OutboundType};
-use model::decide::{Method, PUBLIC_IP_ANNOTATION, Protocol};
+use model::decide::PUBLIC_IP_ANNOTATION;
 use model::explain::{Explanation, Question, explain};
+use model::method::{Method, Protocol};
 use model::objects::Objects;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::capture::{self, Capture};
+use crate::handle::{Lab, Progress};
 use crate::host::{self, Host};
-use crate::life::{self, Lab, Progress};
+use crate::life;
 use crate::place::Place;
 use crate::wiring::Settings;
 use crate::{client, fault, interrupt, manifest, ready, view};

@@ -10,8 +10,8 @@ use node::mux::MuxConfig;
 use node::stop::Stop;
 
 use crate::echo::Echo;
+use crate::handle::{self, Lab, Role};
 use crate::host::{self, Host};
-use crate::life::{self, Lab, Role};
 use crate::namespace;
 use crate::place::Place;
 use crate::reach::Reach;
@@ -32,7 +32,7 @@ pub fn run(place: &Place, role: Role) -> Result<()> {
 fn agent(place: &Place, host: Host) -> Result<()> {
     namespace::enter(&place.namespace(host))?;
     let stop = Stop::on_signals()?;
-    let lab = life::find_any(place)?;
+    let lab = handle::find_any(place)?;
     let mut reach = Reach::new(lab.store(), Role::Machine(host).name())?;
     node::agent::run_agent(&mut reach, &agent_config(&lab, host), &stop)
 }
@@ -51,7 +51,7 @@ pub fn agent_config(lab: &Lab, host: Host) -> AgentConfig {
 fn mux(place: &Place, host: Host) -> Result<()> {
     namespace::enter(&place.namespace(host))?;
     let stop = Stop::on_signals()?;
-    let lab = life::find_any(place)?;
+    let lab = handle::find_any(place)?;
     let name = host.to_string();
     let mut reach = Reach::new(lab.store(), Role::Machine(host).name())?;
     let config = MuxConfig::new(place.name(), &name, UPLINK, lab.settings().seed);
@@ -59,7 +59,7 @@ fn mux(place: &Place, host: Host) -> Result<()> {
 }
 
 fn control(place: &Place) -> Result<()> {
-    let lab = life::find_any(place)?;
+    let lab = handle::find_any(place)?;
     let mut reach = Reach::new(lab.store(), Role::Controller.name())?;
     let seed = lab.settings().seed;
     controller::run(&mut reach, seed, now, || false, |error| eprintln!("deguchi: {error:#}"));

@@ -3,14 +3,14 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
-use model::decide::Protocol;
+use model::method::Protocol;
 use model::objects::{Kind, Object, Objects};
 use model::runtime::{MuxNetwork, NodeNetwork};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::handle::{Lab, Loss, Role};
 use crate::host::{self, Host};
-use crate::life::{Lab, Loss, Role};
 use crate::reading::{self, Reading};
 use crate::store::{FileStore, Key};
 use crate::wiring::Settings;
@@ -86,7 +86,7 @@ pub struct ProcessStatus {
 #[serde(rename_all = "camelCase")]
 pub struct OutboundStatus {
     /// The method, as `explain` names it.
-    pub method: model::decide::Method,
+    pub method: model::method::Method,
     /// The addresses, the first that has room first.
     pub addresses: Vec<Ipv4Addr>,
     /// Ports that the node holds.

@@ -1,6 +1,6 @@
 //! How long the planner takes for a whole cluster and for one change in it, and how much memory,
-//! as the number of Services grows: a table, and JSON under `target/`. Holds the limits that are
-//! promised for 10,000 Services over 1,000 nodes.
+//! as the number of Services grows: a table, and JSON in the target directory. Holds the limits
+//! that are promised for 10,000 Services over 1,000 nodes.
 #![allow(clippy::disallowed_methods, reason = "a measurement reads the clock and writes a file")]
 #![allow(clippy::disallowed_macros, reason = "a measurement prints its table")]
 
@@ -31,15 +31,23 @@ fn main() {
     }
     let last = rows.last().map(|(_, whole, one, memory)| (*whole, *one, *memory));
     let report: Vec<&Value> = rows.iter().map(|(row, ..)| row).collect();
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/bench-planner.json");
-    if let Err(error) = std::fs::write(path, json!(report).to_string()) {
-        eprintln!("cannot write {path}: {error}");
+    if let Err(error) = write(&json!(report)) {
+        eprintln!("cannot write the results: {error}");
     }
     if let Some((whole, one, memory)) = last {
         let is_debug = cfg!(debug_assertions);
         let is_kept = whole < WHOLE_MAX && one < ONE_MAX && memory < MEMORY_MAX_MIB;
         assert!(is_debug || is_kept, "the promise for {} Services is broken", sizes[2]);
     }
+}
+
+/// Writes results to `bench/planner.json` of the target directory: this program lies in its
+/// `PROFILE/deps`.
+fn write(report: &Value) -> std::io::Result<()> {
+    let own = std::env::current_exe()?;
+    let directory = own.ancestors().nth(3).unwrap_or(&own).join("bench");
+    std::fs::create_dir_all(&directory)?;
+    std::fs::write(directory.join("planner.json"), report.to_string())
 }
 
 fn measure(size: usize) -> (Value, Duration, Duration, u64) {

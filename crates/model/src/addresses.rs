@@ -12,10 +12,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
-use crate::decide::{Method, PUBLIC_IP_ANNOTATION, Protocol, decide_among};
+use crate::decide::{PUBLIC_IP_ANNOTATION, decide_among};
 use crate::kubernetes::Node;
 use crate::lease::{Millis, REST_SECONDS, Settings};
 use crate::members::Members;
+use crate::method::{Method, Protocol};
 use crate::objects::Objects;
 use crate::runtime::DefaultOutboundIP;
 

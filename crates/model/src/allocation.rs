@@ -8,8 +8,7 @@ use std::net::Ipv4Addr;
 use datapath::limits::BLOCK_PORTS;
 use thiserror::Error;
 
-use crate::lease::RANGES_MAX;
-use crate::ports::{PortRange, Settings};
+use crate::ports::{PortRange, RANGES_MAX, Settings};
 
 /// What a set of frontends can give, and what is asked of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

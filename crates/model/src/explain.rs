@@ -12,10 +12,9 @@ use thiserror::Error;
 
 use crate::backends::service_prefix;
 use crate::cluster::{LoadBalancerSku, Quotas};
-use crate::decide::{
-    Frontend, Method, Outbound, PUBLIC_IP_ANNOTATION, Protocol, Step, decide, decide_default,
-};
+use crate::decide::{Frontend, Outbound, PUBLIC_IP_ANNOTATION, Step, decide, decide_default};
 use crate::lease::LeaseState;
+use crate::method::{Method, Protocol};
 use crate::objects::Objects;
 use crate::reconcile::settings;
 

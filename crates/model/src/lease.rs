@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::allocation::listener_blocks;
 pub use crate::allocation::{Refusal, Supply, table_ports};
 use crate::ports::{Free, subtract};
-pub use crate::ports::{PortRange, Settings, Shape, TABLE, Tier};
+pub use crate::ports::{PortRange, RANGES_MAX, Settings, Shape, TABLE, Tier};
 
 /// A point in time: milliseconds since 1970, as the caller's clock has it.
 #[derive(
@@ -53,8 +53,6 @@ impl Millis {
 pub const REST_SECONDS: u64 = 120;
 /// How long a new listener waits for the flows on its port.
 pub const LISTENER_WAIT_SECONDS: u64 = 60;
-/// Ranges that one node may hold for new flows when it is given more.
-pub const RANGES_MAX: usize = 64;
 
 /// What a node may do with a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -8,6 +8,9 @@ use std::net::Ipv4Addr;
 use datapath::limits::{BLOCK_PORTS, SNAT_PORT_MAX, SNAT_PORT_MIN};
 use serde::{Deserialize, Serialize};
 
+/// Ranges that one node may hold for new flows when it is given more.
+pub const RANGES_MAX: usize = 64;
+
 /// A run of ports of one address; whole blocks of eight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortRange {

@@ -13,13 +13,15 @@ use ipnet::Ipv4Net;
 
 use crate::addresses;
 use crate::allocation::listener_blocks;
-use crate::decide::{Outbound, Protocol, decide_among};
+use crate::decide::{Outbound, decide_among};
+pub use crate::event::Event;
 use crate::kubernetes::Node;
 use crate::lease::{
     Books, Demand, Drained, LISTENER_WAIT_SECONDS, Lease, Millis, PortRange, REST_SECONDS, Refusal,
     Resting, Settings, Situation, settle,
 };
 use crate::members::Members;
+use crate::method::Protocol;
 use crate::objects::{DEFAULT, Kind, Object, ObjectKey, Objects};
 use crate::runtime::{NodeNetwork, NodeOutbound, fingerprint};
 use crate::services::plan_services;
@@ -35,19 +37,6 @@ pub enum Write {
     Delete(ObjectKey),
     /// Tell whoever looks at an object.
     Event(Event),
-}
-
-/// Something that happened to an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// The object.
-    pub object: ObjectKey,
-    /// Whether somebody has to do something about it.
-    pub is_warning: bool,
-    /// What it is, in one word.
-    pub reason: String,
-    /// What happened, with the numbers.
-    pub message: String,
 }
 
 /// Annotation of the `ClusterNetwork` that narrows the ports of each address: `first-last`.

@@ -10,9 +10,9 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::decide::{Method, Protocol};
 use crate::kubernetes::ObjectMeta;
 use crate::lease::{Drained, Lease, Millis, Resting};
+use crate::method::{Method, Protocol};
 
 /// A mux that has been silent this long receives no traffic any more.
 pub const MUX_SILENCE_SECONDS: u64 = 30;

@@ -8,9 +8,9 @@ use std::net::IpAddr;
 
 use crate::addresses::node_addresses;
 use crate::cluster::ClusterNetwork;
+use crate::event::Event;
 use crate::objects::{DEFAULT, Kind, ObjectKey, Objects};
 use crate::planner::{Plan, PlanInput, plan};
-use crate::reconcile::Event;
 
 /// Brings resources and Services in line with each other, in `objects`; what is to be told.
 pub(crate) fn plan_services(objects: &mut Objects, cluster: ClusterNetwork) -> Vec<Event> {

@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use crate::decide::Protocol;
 use crate::lease::LeaseState;
+use crate::method::Protocol;
 use crate::objects::Objects;
 
 /// Every port that `node` holds was in use towards one destination.

@@ -5,9 +5,9 @@
 mod cluster;
 
 use cluster::{Cluster, ip, outbound_rule, rule};
-use model::decide::Method;
-use model::decide::Protocol::{Icmp, Tcp, Udp};
 use model::lease::{Drained, LeaseState};
+use model::method::Method;
+use model::method::Protocol::{Icmp, Tcp, Udp};
 use model::objects::Kind;
 use serde_json::json;
 

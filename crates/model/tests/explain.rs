@@ -5,9 +5,9 @@ mod cluster;
 use std::num::NonZeroU32;
 
 use cluster::{Cluster, ip};
-use model::decide::{Method, Protocol};
 use model::explain::{ExplainError, Explanation, Question, explain};
 use model::lease::LeaseState;
+use model::method::{Method, Protocol};
 use model::objects::Kind;
 use model::tables::{MuxTables, mux_tables};
 use serde_json::json;

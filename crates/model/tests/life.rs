@@ -4,8 +4,8 @@
 mod cluster;
 
 use cluster::{Cluster, ip};
-use model::decide::Method;
 use model::lease::{Drained, LeaseState};
+use model::method::Method;
 use model::objects::Kind;
 use model::reconcile::{Write, reconcile};
 use model::tables::{MuxTables, agent_tables, mux_tables};

@@ -9,11 +9,11 @@ use std::net::Ipv4Addr;
 
 use cluster::{Cluster, ip};
 use datapath::tables::{Policy, Source, Ticks, Timers};
-use model::decide::{Method, Protocol};
 use model::lease::{
     Books, Demand, Lease, LeaseState, Millis, REST_SECONDS, Refusal, Settings, Settlement, Shape,
     Situation, settle,
 };
+use model::method::{Method, Protocol};
 use model::tables::{AgentTables, agent_tables};
 use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ use datapath::{
     tables::{AgentSettings, Flow, Ticks, block_flag},
 };
 use model::{
-    decide::Protocol,
+    method::Protocol,
     tables::{AgentTables, policy_index},
 };
 use serde::Serialize;
@@ -282,7 +282,7 @@ mod tests {
             };
             let forward = half(given.vip, port, given.marks.0);
             let reverse = half(POD, inside, given.marks.1);
-            let reverse_key = key.peer(given.vip, port);
+            let reverse_key = key.across(given.vip, port, key.target_port);
             let bytes = [0; size_of::<Flow<Address>>()];
             let (forward, reverse) =
                 (Half { key, row: forward, bytes }, Half { key: reverse_key, row: reverse, bytes });

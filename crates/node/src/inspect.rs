@@ -127,7 +127,7 @@ impl AgentView {
     /// Counts its flows and ports, in one pass.
     pub fn census(&self) -> Result<Census, InspectError> {
         let settings = self.maps.settings.get(0)?.0;
-        let mut counting = Counting::new(&settings, Ticks::from_nanoseconds(clock::now()));
+        let mut counting = Counting::new(&settings, clock::ticks());
         walk::show(&self.maps.flows, &mut counting)?;
         Ok(counting.end(&self.tables()?))
     }
@@ -148,7 +148,7 @@ impl AgentView {
     }
 
     fn show_views(&self, see: impl FnMut(FlowView)) -> Result<(), InspectError> {
-        let now = Ticks::from_nanoseconds(clock::now());
+        let now = clock::ticks();
         let mut views = Views { settings: self.maps.settings.get(0)?.0, now, see };
         Ok(walk::show(&self.maps.flows, &mut views)?)
     }
@@ -284,8 +284,8 @@ impl<F: FnMut(FlowView)> Observer for Views<F> {
             is_outbound: half.is_outbound(),
             inside: end(key.source, key.source_port),
             outside: end(row.address, row.port),
-            remote: end(key.target, key.target_port),
-            idle_ms: milliseconds(self.now.since(Ticks(row.last_seen.get()))),
+            remote: end(key.target, row.far_port(key.target_port)),
+            idle_ms: milliseconds(flow::age(row, self.now)),
             idle_max_ms: milliseconds(Ticks(row.idle)),
             is_over: flow::expired(row, peer, key.protocol, &self.settings, self.now),
             is_closed: (ours | theirs) & mark::RST != 0 || ours & theirs & mark::FIN != 0,

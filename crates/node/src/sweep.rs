@@ -11,10 +11,9 @@ use std::{
 };
 
 use datapath::{
-    egress::fingerprint,
     flow,
     limits::BLOCK_PORTS,
-    positions::{Bits, Positions, SUMMARY, WORDS},
+    positions::{Bits, Positions, SUMMARY, WORDS, fingerprint},
     protocol,
     tables::{AgentSettings, Flow, FlowKey, Quota, Side, Ticks, mark},
 };
@@ -24,7 +23,6 @@ use nix::time::{ClockId, clock_gettime};
 use crate::{
     blocks::Blocks,
     clock,
-    convert::CLOCK_BEHIND,
     maps::{self, Address, FlowBytes, Flows, TableError},
     pins::Pins,
     raw::{self, AllowancesMemory, PositionsMemory, Raw},
@@ -138,6 +136,8 @@ pub struct Ended {
     pub outside: (Address, [u8; 2]),
     /// The other end.
     pub remote: (Address, [u8; 2]),
+    /// The same, as the end on this node sees it.
+    pub remote_inside: (Address, [u8; 2]),
     /// What the end on this node expects next.
     pub inside_expects: u32,
     /// What the other end expects next.
@@ -151,6 +151,7 @@ fn ended(half: &Half, peer: &Flow<Address>) -> Ended {
         inside: (egress_key.source, egress_key.source_port),
         outside: (ingress_key.target, ingress_key.target_port),
         remote: (ingress_key.source, ingress_key.source_port),
+        remote_inside: (egress_key.target, egress_key.target_port),
         inside_expects: egress.acknowledgement.get(),
         remote_expects: ingress.acknowledgement.get(),
     }
@@ -231,7 +232,7 @@ impl Sweep {
     ) -> Result<(), TableError> {
         let start = spent();
         while let Some(((target, port, protocol), looked)) = self.asked.pop_front() {
-            let now = Ticks::from_nanoseconds(clock::now());
+            let now = clock::ticks();
             let is_echo = protocol == datapath::protocol::ICMP;
             let mut blocks = holding.blocks.iter().skip(looked).enumerate();
             // BOUND: the blocks of a holding, BLOCKS_MAX.
@@ -298,7 +299,7 @@ impl Sweep {
                 break;
             }
             let Some(halves) = self.walk.next(&self.flows)? else { break };
-            let now = Ticks::from_nanoseconds(clock::now());
+            let now = clock::ticks();
             for half in &halves {
                 self.look(settings, holding, half, now)?;
             }
@@ -517,15 +518,14 @@ fn watched(positions: &PositionsMemory) -> impl Iterator<Item = (u32, &Positions
         .filter(|(_, row)| row.fingerprint.get() != 0)
 }
 
-/// Whether a flow is over, asking for its other half only where that matters. What is over here is
-/// over for the programs too, whose clock is a little behind.
+/// Whether a flow is over, asking for its other half only where that matters. What is over by this
+/// clock is over for the programs too.
 fn is_over(
     table: &Flows,
     settings: &AgentSettings<Address>,
     half: &Half,
     now: Ticks,
 ) -> Result<bool, TableError> {
-    let now = now.since(CLOCK_BEHIND);
     if !flow::looks_idle(&half.row, settings, now) {
         return Ok(false);
     }

@@ -44,7 +44,7 @@ impl Half {
 
     /// The other half's key.
     pub fn peer_key(&self) -> FlowKey<Address> {
-        self.key.peer(self.row.address, self.row.port)
+        self.key.peer(&self.row)
     }
 
     /// What stands at the other half's key.

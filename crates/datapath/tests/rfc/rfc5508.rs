@@ -1,5 +1,7 @@
 //! RFC 5508: ICMP.
 
+use datapath::gue::{OUTER, OVERHEAD};
+
 use crate::{Node, built};
 
 #[test]
@@ -56,8 +58,7 @@ fn rfc5508_req3_a_wrong_icmp_checksum_stays_wrong() {
     let sum = |frame: &[u8], at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
     let right = sum(&built(&comes), ICMP_CHECKSUM);
     let wrong = right ^ 0x0101;
-    // Behind the wrapping, which is 28 bytes.
-    let seen = node.gets(&format!("{comes} | set {} {wrong:04x}", ICMP_CHECKSUM + 28));
+    let seen = node.gets(&format!("{comes} | set {} {wrong:04x}", ICMP_CHECKSUM + OVERHEAD));
     let expected = sum(&built(&goes), ICMP_CHECKSUM);
     assert_ne!(sum(seen.frame(), ICMP_CHECKSUM), expected, "mended on the way");
     // All else is as it should be.
@@ -73,7 +74,7 @@ fn rfc5508_req3a_an_error_with_a_damaged_inner_header_is_dropped() {
     for inner in ["udp PORT > 53 data 4", "options 0101010101010101 udp PORT > 53 data 4"] {
         let (comes, goes) = error(port, "3 1 00000000", inner);
         // One bit of it, wherever that is, but for what makes it another packet.
-        let start = 14 + 28 + 20 + 8;
+        let start = OUTER + 20 + 8;
         let length = if inner.contains("options") { 28 } else { 20 };
         for at in (1..8).chain([9, 10, 11]).chain(20..length) {
             let frame = built(&format!("gue mux > node {comes}"));
@@ -101,7 +102,7 @@ fn rfc5508_req3c_a_wrong_inner_transport_checksum_is_no_reason_to_drop() {
     let mut node = Node::new();
     let port = node.opens("ip pod > server udp 40000 > 53 data 4");
     let (comes, _) = error(port, "3 3 00000000", "udp PORT > 53 data 4");
-    let at = 14 + 28 + 20 + 8 + 20 + 6;
+    let at = OUTER + 20 + 8 + 20 + 6;
     let seen = node.gets(&format!("{comes} | set {at} abcd"));
     assert!(seen.counted("error_translated"), "{seen:?}");
     // And it stays as wrong as it was: the inner checksum moves by what was changed.
@@ -163,7 +164,7 @@ fn rfc5508_req4_an_error_from_outside_about_nobodys_packet_is_dropped() {
     // Sound, but of another version of IP.
     let words =
         format!("ip hop > vip icmp 3 1 00000000 [ ip vip > server udp {port} > 53 data 4 ]");
-    let at = 14 + 28 + 20 + 8;
+    let at = OUTER + 20 + 8;
     let frame = built(&format!("gue mux > node {words}"));
     let sum = u32::from(frame[at + 10]) << 8 | u32::from(frame[at + 11]);
     // Two more in the first four bits are 0x2000 less in the checksum.

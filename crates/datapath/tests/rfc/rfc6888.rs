@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::{MANY_PORTS, Node, TWO_ADDRESSES, VIP, VIP2};
 
 const QUOTAS: &[&str] = &[
-    "agent node=10.0.0.11 mss=1432 flag=quotas",
+    "agent node=10.0.0.11 mss=1416 flag=quotas",
     "quota 10.244.1.5 pod=1 namespace=2",
     "quota 10.244.1.6 namespace=2",
     "allowance 1 2",

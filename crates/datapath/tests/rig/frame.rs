@@ -64,12 +64,14 @@ fn ethernet(tokens: &mut Tokens<'_>) -> Result<Vec<u8>, String> {
     Ok(frame)
 }
 
-/// GUE variant 1: an IP packet directly behind UDP, without a checksum, as a mux sends it.
+/// GUE variant 0 behind UDP without a checksum, with three words of private data, as a mux sends it.
 fn wrapped(tokens: &mut Tokens<'_>) -> Result<Vec<u8>, String> {
     let (source, target) = tokens.pair(Tokens::address)?;
     let mut from = 50_000;
     let mut port = 6080;
     let mut tos = 0;
+    let mut gue = [0; 16];
+    gue[..2].copy_from_slice(&[3, 4]);
     loop {
         if tokens.take("from") {
             from = tokens.number()?;
@@ -77,11 +79,13 @@ fn wrapped(tokens: &mut Tokens<'_>) -> Result<Vec<u8>, String> {
             port = tokens.number()?;
         } else if tokens.take("tos") {
             tos = tokens.number()?;
+        } else if tokens.take("other") {
+            gue[4..8].copy_from_slice(&tokens.address()?);
         } else {
             break;
         }
     }
-    let inner = internet(tokens)?;
+    let inner = [gue.to_vec(), internet(tokens)?].concat();
     let udp = UdpHeader {
         source_port: from,
         destination_port: port,

@@ -11,7 +11,7 @@ use datapath::{
 /// Carries out a rewrite; counts what happens on the way.
 pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut(Event)) {
     if rewrite.unwrap {
-        frame.drain(14..14 + 28);
+        frame.drain(14..14 + 20 + 8 + 16);
     }
     let at = rewrite.at;
     let l4 = at.l4_checksum as usize;
@@ -28,6 +28,13 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
     if at.cover != Cover::Nothing && at.port != 0 {
         sum(frame, l4, &rewrite.port.old, &rewrite.port.new, none_is_zero);
     }
+    let far = rewrite.far_port;
+    if far.old != far.new {
+        if at.cover != Cover::Nothing {
+            sum(frame, l4, &far.old, &far.new, none_is_zero);
+        }
+        put(frame, at.far_port, far);
+    }
     sum(frame, at.ip_checksum as usize, &old, &new, false);
     put(frame, at.address, rewrite.address);
     if at.port != 0 {
@@ -38,7 +45,7 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
 /// Carries out the changes to an ICMP error.
 pub fn rewrite_error(frame: &mut Vec<u8>, rewrite: &ErrorRewrite) {
     if rewrite.unwrap {
-        frame.drain(14..14 + 28);
+        frame.drain(14..14 + 20 + 8 + 16);
     }
     let Change { old, new } = rewrite.address;
     sum(frame, rewrite.ip_checksum_at as usize, &old, &new, false);

@@ -180,7 +180,7 @@ impl Machine for Host {
             }
             Hook::Ingress => {
                 let verdict = datapath::ingress::ingress(frame, &self.tables, self.now);
-                let notice = notice(&frame[(14 + 28).min(frame.len())..], &verdict);
+                let notice = notice(&frame[(14 + 20 + 8 + 16).min(frame.len())..], &verdict);
                 let (way, out) = self.agent(frame, verdict);
                 (way, out, notice)
             }

@@ -159,7 +159,7 @@ impl Traffic {
                 let options = self.one_of(&[
                     "",
                     "mss 1460",
-                    "mss 1432",
+                    "mss 1416",
                     "tcp-options 0101 mss 9000 tcp-options 01030307",
                     "tcp-options 0101080a0000000100000000",
                     "tcp-options 03030700 mss 536",
@@ -324,7 +324,7 @@ fn dotted(address: [u8; 4]) -> String {
 }
 
 const TABLES: &str = "\
-agent node=10.0.0.11 mss=1432 flow-entries=301 flag=quotas
+agent node=10.0.0.11 mss=1416 flow-entries=301 flag=quotas
 source 10.244.1.0/24 tcp=0 udp=0 icmp=0 other=0
 source 10.244.1.5/32 tcp=0 udp=0 icmp=0 other=3
 source 10.244.1.6/32 tcp=0 udp=0 icmp=0 other=3
@@ -354,6 +354,7 @@ mux-address 10.0.0.3
 service 203.0.113.1:80/tcp first=0 count=3
 service 203.0.113.2:80/tcp first=0 count=2 flag=affinity
 service 203.0.113.1:53/udp first=3 count=1
+service 203.0.113.2:53/udp first=3 count=1
 service 203.0.113.1:443/tcp first=2 count=0
 endpoint 0 10.244.1.5:8080
 endpoint 1 10.244.1.6:8080

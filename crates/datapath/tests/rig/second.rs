@@ -52,10 +52,12 @@ pub fn check(frame: &[u8]) -> Result<Tuple, String> {
             if udp.checksum() != 0 && ones(&pseudo) != 0xffff {
                 return Err("the UDP checksum is wrong".into());
             }
+            // GUE: variant 0, data, three words behind the first; IPv4; no flags.
             if udp.destination_port() == 6080
-                && udp.payload().first().is_some_and(|byte| byte >> 4 == 4)
+                && let Some(([3, 4, 0, 0], rest)) = udp.payload().split_first_chunk()
+                && let Some(packet) = rest.get(3 * 4..)
             {
-                let inner = [&frame[..14], udp.payload()].concat();
+                let inner = [&frame[..14], packet].concat();
                 check(&inner).map_err(|problem| format!("inside: {problem}"))?;
             }
         }

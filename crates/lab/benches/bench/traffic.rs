@@ -77,8 +77,10 @@ impl Traffic {
             frame.extend(ipv4(inner + OVERHEAD, 17, from, to));
             frame.extend(0xc123u16.to_be_bytes());
             frame.extend(datapath::limits::GUE_PORT.to_be_bytes());
-            frame.extend((inner as u16 + 8).to_be_bytes());
+            frame.extend(((inner + OVERHEAD - IPV4) as u16).to_be_bytes());
             frame.extend([0, 0]);
+            frame.extend([3, 4, 0, 0]);
+            frame.extend([0; 12]);
         }
         let protocol = if self.tcp.is_some() { 6 } else { 17 };
         frame.extend(ipv4(inner, protocol, tuple.source, tuple.target));
@@ -118,7 +120,7 @@ impl Traffic {
         let blank = self.frame_of(&nobody);
         let l4_checksum = ip + IPV4 + if self.tcp.is_some() { 16 } else { 6 };
         let word = |at: usize| u32::from(!u16::from_be_bytes([blank[at], blank[at + 1]]));
-        let mut frame = [0; 96];
+        let mut frame = [0; 112];
         frame[..blank.len()].copy_from_slice(&blank);
         Plan {
             frame,

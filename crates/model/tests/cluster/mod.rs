@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 
 use datapath::protocol;
 use datapath::tables::{LeftoverKey, RuleKey, owner};
-use model::decide::{Outbound, Protocol, decide};
+use model::decide::{Outbound, decide};
 use model::lease::{Millis, Settings};
+use model::method::Protocol;
 use model::objects::{Object, ObjectKey, Objects};
 use model::reconcile::{Write, apply, reconcile};
 use model::tables::MuxTables;

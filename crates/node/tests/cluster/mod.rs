@@ -12,8 +12,8 @@ use std::{
 use aya::maps::MapData;
 use aya_obj::Object;
 use model::{
-    decide::{Method, Protocol},
     lease::{Lease, LeaseState, PortRange},
+    method::{Method, Protocol},
     objects::Objects,
     runtime::{MuxNetworkStatus, NodeNetwork, NodeNetworkStatus, NodeOutbound},
 };
