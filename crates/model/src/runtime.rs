@@ -115,6 +115,9 @@ pub struct NodeNetworkStatus {
     /// Flows that leave by each public address.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub flows: BTreeMap<Ipv4Addr, u32>,
+    /// What keeps the agent from looking after its programs, while something does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 impl NodeNetwork {
@@ -165,6 +168,9 @@ pub struct MuxNetworkStatus {
     pub ready: bool,
     /// It has taken its routes back and receives nothing.
     pub withdrawn: bool,
+    /// What keeps the mux from looking after its program, while something does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 impl MuxNetwork {
