@@ -2,8 +2,8 @@
 //! they have, and what is told of that.
 //!
 //! A managed outbound address that is no longer counted is deleted only when no node holds ports of
-//! it, which is when its flows have ended. Where they do not end, it is kept for an idle time-out of
-//! the rule after the last node has read that nothing new is to begin.
+//! it, which is when its flows have ended. Where they do not end, it is kept for an idle time-out
+//! of the rule after the last node has read that nothing new is to begin.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
