@@ -222,6 +222,26 @@ fn every_command_of_the_lab_has_help_with_an_example() {
 }
 
 #[test]
+fn a_refused_object_ends_with_status_one_and_leaves_what_is_there() {
+    let lab = TestLab::up("refused", &["--nodes", "1"]);
+    done(&lab.apply(&service("web", "")));
+    let before = lab.get("services");
+    for (from, to, words) in [
+        ("LoadBalancer", "Loadbalancer", "Service default/web: spec.type: Unsupported value"),
+        ("port:", "prot:", "Service default/web: spec.ports[0].port: Invalid value: 0"),
+        ("selector:", "sourceRanges: [10.0.0.0/8]\n  selector:", "open to everybody"),
+    ] {
+        let output = lab.apply(&service("web", "").replace(from, to));
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert!(errors.contains(words), "{errors}");
+        assert_eq!(lab.get("services"), before, "{to}");
+    }
+    done(&lab.delete("{apiVersion: v1, kind: Service, metadata: {name: web}}"));
+    assert!(lab.get("services").is_empty());
+}
+
+#[test]
 fn a_change_is_in_force_when_apply_returns() {
     let lab = TestLab::up("force", &["--sku", "basic", "--nodes", "2"]);
     for _ in 0..3 {
