@@ -184,7 +184,7 @@ pub enum MuxVerdict<'a> {
         event: Event,
     },
     /// The sender is told that the packet is too large: `headers` take the place of its Ethernet
-    /// header, it is cut behind `length` bytes, and it goes back out of the interface it came in by.
+    /// header, it is cut behind `length` bytes, and it goes back out of the interface it came by.
     TellTooBig {
         /// The new Ethernet, IPv4 and ICMP headers.
         headers: [u8; crate::icmp::TOO_BIG],
