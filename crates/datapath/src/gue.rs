@@ -108,6 +108,13 @@ pub fn sender<P: Packet + ?Sized>(packet: &P, own: [u8; 4], port: u16) -> Option
     is_wrapped.then_some(packet::field(&b, 12))
 }
 
+/// Where the outer header's checksum stands in a frame.
+pub const CHECKSUM_AT: usize = ETHERNET + 10;
+/// Where its destination does.
+pub const TARGET_AT: usize = ETHERNET + 16;
+/// Where the second node to try does.
+pub const OTHER_AT: usize = ETHERNET + UNDERLAY + 4;
+
 /// The private data of a wrapped packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Private {
