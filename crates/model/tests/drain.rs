@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cluster::{Cluster, node_address, rule};
+use datapath::Ipv4;
 use datapath::limits::{NODES_MAX, NOTES_ROWS};
 use datapath::tables::{
     Fragment, FragmentKey, LeftoverKey, MuxSettings, NearVip, Node, Note, Owners, Rule, RuleKey,
@@ -18,9 +19,9 @@ use model::tables::{MuxTables, mux_tables};
 use proptest::prelude::*;
 use serde_json::json;
 
-type Address = [u8; 4];
+type Address = Ipv4;
 
-const VIP: Address = [203, 0, 113, 1];
+const VIP: Address = Ipv4::new(203, 0, 113, 1);
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SYN: u8 = 0x02;
@@ -41,7 +42,7 @@ struct Mux {
 impl Mux {
     fn new(name: &str) -> Mux {
         let settings = MuxSettings {
-            address: [10, 9, 0, 1],
+            address: Ipv4::new(10, 9, 0, 1),
             gue_port: 6080,
             mtu: 1600,
             mac: [2, 0, 0, 0, 0, 2],
@@ -71,7 +72,7 @@ impl Mux {
         match datapath::mux::mux(&frame[..], self, || 0) {
             MuxVerdict::Wrap { outer, .. } => {
                 let others = [outer.target, outer.other].into_iter();
-                others.filter(|node| *node != [0; 4]).map(node_called).collect()
+                others.filter(|node| *node != Ipv4::NONE).map(node_called).collect()
             }
             _ => Vec::new(),
         }
@@ -131,7 +132,7 @@ fn frame(protocol: u8, port: u16, flags: u8) -> Vec<u8> {
     let length = if protocol == TCP { 40 } else { 28 };
     frame.extend([0x45, 0, 0, length, 0, 0, 0, 0, 64, protocol, 0, 0]);
     frame.extend([192, 0, 2, 50]);
-    frame.extend(VIP);
+    frame.extend(VIP.wire());
     frame.extend(port.to_be_bytes());
     frame.extend(80_u16.to_be_bytes());
     match protocol {
@@ -142,7 +143,7 @@ fn frame(protocol: u8, port: u16, flags: u8) -> Vec<u8> {
 }
 
 fn node_called(address: Address) -> usize {
-    (1..=NODES).find(|index| node_address(*index).octets() == address).unwrap()
+    (1..=NODES).find(|index| Ipv4::from(node_address(*index)) == address).unwrap()
 }
 
 /// A Service whose pool has these nodes, with a pod on every node that there can be.

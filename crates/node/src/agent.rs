@@ -373,10 +373,8 @@ impl<'a> Agent<'a> {
         }
         self.sweep.set_quotas(&self.present.quotas);
         let services = self.present.services.keys().filter(|key| key.protocol == protocol::TCP);
-        self.answerable.set(
-            self.holding.blocks.iter(),
-            services.map(|key| (key.vip, u16::from_be_bytes(key.port))),
-        );
+        self.answerable
+            .set(self.holding.blocks.iter(), services.map(|key| (key.vip, key.port.number())));
         if !self.uplink.get().is_attached() || self.change.is_some() {
             self.attach()?;
         }
@@ -576,7 +574,7 @@ impl<'a> Agent<'a> {
         leases
             .filter(|lease| lease.is_leaving() && lease.epoch <= self.settings.epoch)
             .flat_map(|lease| {
-                let address = lease.range.address.octets();
+                let address = Address::from(lease.range.address);
                 let free = lease
                     .range
                     .blocks()

@@ -270,7 +270,7 @@ fn a_mux_program_stays_is_replaced_and_goes() {
     });
     // It takes frames for itself only.
     let settings = MuxSettings {
-        address: wire::HERE.octets(),
+        address: wire::HERE.into(),
         mac: [2, 0, 0, 0, 0, 1],
         ..MuxSettings::default()
     };
