@@ -129,7 +129,7 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
             hop => hop?,
         };
         let Hop { event, hash, target } = hop;
-        let outer = to_gateway(settings, target, headers.total, headers.tos, hash)?;
+        let outer = to_gateway(settings, target, headers.total as u16, headers.tos, hash)?;
         return Ok(MuxVerdict::Wrap { outer, event });
     }
     packet::transport(&packet, &mut headers)?;
@@ -139,7 +139,8 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
         return too_big(&packet, settings, &headers, is_error);
     }
     let target = node(tables, way.node)?.address;
-    let mut outer = to_gateway(settings, target, headers.total, headers.tos, way.hash as u16)?;
+    let mut outer =
+        to_gateway(settings, target, headers.total as u16, headers.tos, way.hash as u16)?;
     if way.other != owner::NONE {
         // One that is gone has no flows.
         outer.other = node(tables, way.other).map_or(outer.other, |other| other.address);
@@ -362,8 +363,8 @@ fn to_gateway(
 
 /// Whether the way to the nodes carries a packet of `total` bytes once it is wrapped.
 #[inline(always)]
-fn fits(settings: &MuxSettings<Address>, total: u16) -> bool {
-    total as u32 + GUE_OVERHEAD as u32 <= settings.mtu as u32
+fn fits(settings: &MuxSettings<Address>, total: u32) -> bool {
+    total + GUE_OVERHEAD as u32 <= settings.mtu as u32
 }
 
 /// A packet that does not fit once it is wrapped: where it may not be cut, its sender is told, once

@@ -7,9 +7,9 @@ use datapath::tables::{Owners, Previous, Rule, RuleKey};
 
 use super::Address;
 use super::mux::{MuxTables, PER_ROW};
-use crate::drain::{Deadlines, Parts};
 use crate::lease::Millis;
 use crate::objects::Objects;
+use crate::parts::{Deadlines, Parts};
 use crate::places::Runs;
 use crate::serving;
 
