@@ -15,7 +15,7 @@
 
 use crate::{
     Ipv4, checksum,
-    packet::{ETHERNET, Packet, View},
+    packet::{ETHERNET, Packet, View, ecn},
     protocol,
     tables::MuxSettings,
 };
@@ -115,6 +115,12 @@ pub const CHECKSUM_AT: usize = ETHERNET + 10;
 pub const TARGET_AT: usize = ETHERNET + 16;
 /// Where the second node to try does.
 pub const OTHER_AT: usize = ETHERNET + UNDERLAY + 4;
+
+/// Whether a wrapped packet has met congestion since it was wrapped.
+#[inline(always)]
+pub fn is_congested<P: Packet + ?Sized>(packet: &P) -> bool {
+    packet.view::<2>(ETHERNET).is_some_and(|outer| outer.byte(1) & ecn::CE == ecn::CE)
+}
 
 /// The private data of a wrapped packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
