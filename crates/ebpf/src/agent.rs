@@ -45,8 +45,6 @@ type Address = datapath::Ipv4;
 const HEADERS: usize = 20 + 20;
 /// Packet types of `skb->pkt_type`: for this machine.
 const PACKET_HOST: u32 = 0;
-const E2BIG: i32 = -7;
-const ENOMEM: i32 = -12;
 
 /// What leaves the node.
 #[classifier]
@@ -477,10 +475,7 @@ impl AgentTables<V4> for Kernel {
             scratch.write(flow);
             &*scratch
         };
-        FLOWS.insert(key, row, BPF_NOEXIST as u64).map_err(|error| match error {
-            E2BIG | ENOMEM => NotInserted::Full,
-            _ => NotInserted::Exists,
-        })
+        FLOWS.insert(key, row, BPF_NOEXIST as u64).map_err(NotInserted::of)
     }
 
     #[inline(always)]
