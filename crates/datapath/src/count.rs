@@ -119,6 +119,8 @@ counters! {
         Held = "held",
         /// The client's port, and every other one tried for it, is in use towards the pods.
         ClientPortInUse = "client_port_in_use",
+        /// Met congestion while it was wrapped, and its ends do not know that mark.
+        Congested = "congested",
     }
 }
 
