@@ -155,6 +155,8 @@ counters! {
         ToldTooBig = "told_too_big",
         /// A FIN or RST whose number neither end would accept went on without ending its flow.
         EndDoubted = "end_doubted",
+        /// A flow that came in was confirmed: its opener hears the answers.
+        FlowConfirmed = "flow_confirmed",
         /// A client got another port towards a pod, since its own is in use there.
         ClientPortMoved = "client_port_moved",
     }

@@ -151,7 +151,7 @@ impl Opening {
             policy: 0,
             generation: self.generation,
             last_seen: Cell::new(self.now.0),
-            marks: Cell::new(if tcp_reset { mark::TCP_RESET } else { 0 }),
+            marks: Cell::new(mark::PENDING | if tcp_reset { mark::TCP_RESET } else { 0 }),
             idle: self.service.idle,
             position: if is_moved { u16::from_be_bytes(far_port) } else { self.index as u16 },
             sequence: Cell::new(0),
@@ -163,7 +163,10 @@ impl Opening {
     #[inline(always)]
     fn take<T: AgentTables<V4>>(&mut self, tables: &T) -> Outcome {
         let half = self.half(self.key.target, self.key.target_port, self.key.source_port);
-        match tables.insert_flow(&self.outward, half) {
+        if tables.flow(&self.outward).is_some() {
+            return self.meet(tables);
+        }
+        match tables.insert_pending(&self.outward, half) {
             Ok(()) => {}
             Err(NotInserted::Full) => return Outcome::TableFull,
             Err(NotInserted::Exists) => return self.meet(tables),
@@ -172,7 +175,7 @@ impl Opening {
         let half = self.half(address, port, far_port);
         half.marks.set(half.marks.get() | self.marks);
         half.sequence.set(self.sequence);
-        let problem = match tables.insert_flow(&self.key, half) {
+        let problem = match tables.insert_pending(&self.key, half) {
             Ok(()) => {
                 tables.count(Event::FlowIn);
                 if far_port != self.key.source_port {
@@ -182,8 +185,8 @@ impl Opening {
             }
             Err(problem) => problem,
         };
-        tables.remove_flow(&self.outward);
-        match (problem, tables.flow(&self.key)) {
+        tables.remove_pending(&self.outward);
+        match (problem, flow::half(tables, &self.key)) {
             // Another CPU opened it in the same moment: where that one goes, it goes.
             (NotInserted::Exists, Some(other)) => self.follow(other),
             (NotInserted::Exists, None) => Outcome::Lost,
@@ -203,13 +206,13 @@ impl Opening {
     #[inline(always)]
     fn meet<T: AgentTables<V4>>(&mut self, tables: &T) -> Outcome {
         let Some(settings) = tables.settings() else { return Outcome::Lost };
-        let Some(half) = tables.flow(&self.outward) else { return Outcome::Looking };
+        let Some(half) = flow::half(tables, &self.outward) else { return Outcome::Looking };
         let other_key = self.outward.peer(half);
         // Another CPU is opening this very flow.
         if other_key == self.key {
             return Outcome::Found;
         }
-        let other = tables.flow(&other_key);
+        let other = flow::half(tables, &other_key);
         let makes_room = flow::expired(half, other, self.key.protocol, settings, self.now)
             || other.is_some_and(|other| {
                 flow::is_reset(half, other) || self.is_last() && flow::closing(half, other)

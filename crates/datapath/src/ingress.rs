@@ -6,9 +6,9 @@ use crate::{
     flow, fragment, gue, icmp,
     inbound::{self, Opening},
     packet::{self, ETHERNET_IPV4, Headers, Packet, Transport},
-    protocol,
+    protocol, quota,
     search::Outcome,
-    tables::{AgentSettings, FlowKey, RuleKey, Side, Ticks, agent_flag},
+    tables::{AgentSettings, FlowKey, RuleKey, Side, Ticks, agent_flag, mark},
     verdict::{Change, End, Places, Rewrite, Verdict},
 };
 
@@ -66,11 +66,13 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         }
     }
     let key = flow::key(&headers, Side::Ingress);
-    if let Some(half) = tables.flow(&key)
-        && flow::meets(tables, settings, &key, half, &headers, ticks)
-    {
+    if let Some(half) = flow::of_packet(tables, settings, &key, &headers, ticks) {
+        let (address, port) = (half.address, half.port);
         let far_port = half.far_port(headers.source_port);
-        return Ok(rewrite(tables, &headers, half.address, half.port, far_port, ticks));
+        if half.marks.get() & mark::PENDING != 0 {
+            flow::confirm(tables, &key, half, &headers);
+        }
+        return Ok(rewrite(tables, &headers, address, port, far_port, ticks));
     }
     if headers.transport == Transport::Other {
         return Err(Drop::Protocol);
@@ -113,7 +115,9 @@ fn error<P: Packet + ?Sized, T: AgentTables<V4>>(
     if inner.source != headers.target {
         return Err(Drop::IcmpNoFlow);
     }
-    let Some(half) = tables.flow(&inner.key(Side::Ingress)) else { return Err(Drop::IcmpNoFlow) };
+    let Some(half) = flow::half(tables, &inner.key(Side::Ingress)) else {
+        return Err(Drop::IcmpNoFlow);
+    };
     icmp::translate(packet, headers, &inner, End::Target, half, gue::OVERHEAD)
         .map(Verdict::RewriteError)
         .ok_or(Drop::Malformed)
@@ -163,6 +167,9 @@ fn inbound<T: AgentTables<V4>>(
     let keeps_vip = settings.flags & agent_flag::LAST_HOP_KUBE_PROXY != 0;
     if service.count == 0 && !keeps_vip {
         return Err(Drop::NoEndpoint);
+    }
+    if quota::is_inbound_used_up(tables) {
+        return Err(Drop::FlowTableFull);
     }
     let opening = Opening::new(settings, headers, service, now);
     let (end, place) = tables.repeat(inbound::STEPS, opening);

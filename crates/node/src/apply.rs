@@ -7,6 +7,7 @@ use std::{
 };
 
 use datapath::{
+    limits::INBOUND_ALLOWANCE,
     positions::{Bits, SUMMARY},
     tables::{AgentSettings, AllowedSource, MuxSettings},
 };
@@ -121,7 +122,7 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
         endpoints: filled(maps.endpoints.all()?.into_iter().map(|row| row.0)),
         quotas: maps.quotas.all()?.into_iter().map(|(key, row)| (key, row.0)).collect(),
         allowances: filled(
-            (0..memory.allowances.rows())
+            (0..INBOUND_ALLOWANCE)
                 .map(|index| memory.allowances.row(index).map_or(0, |row| row.limit.get())),
         ),
     })
