@@ -14,7 +14,8 @@ use crate::{
     packet::Headers,
     search::Outcome,
     tables::{
-        AgentSettings, Flow, FlowKey, FlowKind, Service, Side, Ticks, agent_flag, mark, rule_flag,
+        AgentSettings, Flow, FlowKey, FlowKind, RuleKey, Service, Side, Ticks, agent_flag, mark,
+        rule_flag,
     },
 };
 
@@ -28,6 +29,41 @@ pub const PORTS_MAX: u32 = 16;
 const PORT_MIN: u16 = 1024;
 /// Steps of one search: all tries, the last one, and flows that were over and made room.
 pub const STEPS: u32 = PODS_MAX + PORTS_MAX + 1 + 4;
+
+/// The Service that a packet is for.
+#[inline(always)]
+pub(crate) fn service<'a, T: AgentTables<V4>>(
+    tables: &'a T,
+    headers: &Headers<V4>,
+) -> Option<&'a Service> {
+    let rule = RuleKey {
+        vip: headers.target,
+        port: headers.target_port,
+        protocol: headers.protocol,
+        reserved: 0,
+    };
+    tables.service(&rule)
+}
+
+/// Whether the pod that a flow was opened to still takes new flows of the Service, as far as the
+/// row tells: one with a port of another's in its place does not.
+#[inline(always)]
+pub(crate) fn is_served<T: AgentTables<V4>>(
+    tables: &T,
+    settings: &AgentSettings<Address>,
+    headers: &Headers<V4>,
+    half: &Flow<Address>,
+) -> bool {
+    let Some(service) = service(tables, headers) else { return false };
+    if settings.flags & agent_flag::LAST_HOP_KUBE_PROXY != 0 || half.kind == FlowKind::Moved as u8 {
+        return true;
+    }
+    let index = half.position as u32;
+    let Some(endpoint) = tables.endpoint(index) else { return false };
+    index.wrapping_sub(service.first) < service.count
+        && endpoint.address == half.address
+        && endpoint.port == half.port
+}
 
 /// What a pod sees of a flow: itself, and its client's port.
 #[derive(Clone, Copy)]

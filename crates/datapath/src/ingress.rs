@@ -8,7 +8,7 @@ use crate::{
     packet::{self, ETHERNET_IPV4, Headers, Packet, Transport},
     protocol, quota,
     search::Outcome,
-    tables::{AgentSettings, FlowKey, RuleKey, Side, Ticks, agent_flag, mark},
+    tables::{AgentSettings, FlowKey, Side, Ticks, agent_flag, mark},
     verdict::{Change, End, Places, Rewrite, Verdict},
 };
 
@@ -69,10 +69,16 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     if let Some(half) = flow::of_packet(tables, settings, &key, &headers, ticks) {
         let (address, port) = (half.address, half.port);
         let far_port = half.far_port(headers.source_port);
-        if half.marks.get() & mark::PENDING != 0 {
-            flow::confirm(tables, &key, half, &headers);
+        let is_pending = half.marks.get() & mark::PENDING != 0;
+        // What may begin anew does not wait for a pod that is no endpoint any more.
+        let begins = headers.transport == Transport::Udp || headers.opens();
+        if !is_pending || !begins || inbound::is_served(tables, settings, &headers, half) {
+            if is_pending {
+                flow::confirm(tables, &key, half, &headers);
+            }
+            return Ok(rewrite(tables, &headers, address, port, far_port, ticks));
         }
-        return Ok(rewrite(tables, &headers, address, port, far_port, ticks));
+        flow::remove(tables, &key, half);
     }
     if headers.transport == Transport::Other {
         return Err(Drop::Protocol);
@@ -142,13 +148,7 @@ fn inbound<T: AgentTables<V4>>(
     if headers.protocol == protocol::ICMP {
         return Err(Drop::NoFlow);
     }
-    let rule = RuleKey {
-        vip: headers.target,
-        port: headers.target_port,
-        protocol: headers.protocol,
-        reserved: 0,
-    };
-    let service = tables.service(&rule);
+    let service = inbound::service(tables, headers);
     if service.is_none() && !tables.is_vip(&headers.target) {
         return Err(Drop::NotHeld);
     }

@@ -92,6 +92,8 @@ pub mod limits {
     /// The row that sources without one of their own share. Its limit holds for pods too that have
     /// no quota ([`crate::tables::Allowance::DEFAULT`]).
     pub const OTHERS_ALLOWANCE: u32 = ALLOWANCES_ROWS - 1;
+    /// Pods on one node whose flows end with them.
+    pub const PODS_MAX: u32 = 4_096;
     /// Bytes of a packet that user space is told of, the most that there are of these: IPv4 and
     /// TCP headers with all IP options, without, and an IPv4 header and eight bytes.
     pub const QUOTE_LENGTHS: [u32; 3] = [60 + 20, 20 + 20, 20 + 8];
