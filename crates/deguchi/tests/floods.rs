@@ -22,6 +22,11 @@ const RATE_MIN: f64 = 100_000.0;
 const SOURCES: u32 = 2 * datapath::limits::PENDING_ENTRIES;
 /// Flows that a pod tries to open.
 const FLOWS: u32 = 300_000;
+/// Machines that send it.
+const SENDERS: u64 = 2;
+/// Between the connections that are tried meanwhile: all of them fit into a pod's part of a small
+/// table.
+const PAUSE: Duration = Duration::from_millis(25);
 const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Connections that were tried, and those that failed.
@@ -42,8 +47,8 @@ impl Tried {
 }
 
 /// SYNs from everywhere to a frontend until told to end; how many.
-fn flood(lab: &TestLab, to: SocketAddrV4, end: &AtomicBool) -> u64 {
-    let mut dice = StdRng::seed_from_u64(51);
+fn flood(lab: &TestLab, to: SocketAddrV4, seed: u64, end: &AtomicBool) -> u64 {
+    let mut dice = StdRng::seed_from_u64(seed);
     let packets: Vec<Vec<u8>> = (0..SOURCES)
         .map(|number| {
             let from = SocketAddrV4::new(Ipv4Addr::from(0x0b00_0000 + number), dice.random());
@@ -75,7 +80,10 @@ fn a_flooded_service(name: &str, arguments: &[&str]) {
     let (mut outside, mut inside) = (Tried::default(), Tried::default());
     let at_node = || lab.counter("node1", "flow_in");
     std::thread::scope(|threads| {
-        let flooder = threads.spawn(|| flood(&lab, frontend, &end));
+        let (lab, end) = (&lab, &end);
+        let senders: Vec<_> = (0..SENDERS)
+            .map(|seed| threads.spawn(move || flood(lab, frontend, seed, end)))
+            .collect();
         while at_node() < 10_000 {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -84,10 +92,11 @@ fn a_flooded_service(name: &str, arguments: &[&str]) {
             outside.count(client::seen(&lab.place(), Host::Internet, frontend.into()));
             inside.count(client::seen(&lab.place(), pod(1, 2), server(80).into()));
             assert_eq!((inbound.ask().unwrap(), outbound.ask().unwrap()), before);
+            std::thread::sleep(PAUSE);
         }
         let rate = (at_node() - counted) as f64 / begun.elapsed().as_secs_f64();
         end.store(true, Relaxed);
-        let sent = flooder.join().unwrap();
+        let sent: u64 = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
         eprintln!("{sent} SYNs sent, {rate:.0} flows/s at the node, {outside:?}, {inside:?}");
         assert!(rate >= RATE_MIN, "{rate:.0} SYN/s are no flood");
     });
