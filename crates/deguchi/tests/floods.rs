@@ -16,8 +16,9 @@ mod lab;
 
 /// How long a flood lasts.
 const LASTS: Duration = Duration::from_secs(10);
-/// SYNs that a flood sends in a second, at least.
-const RATE_MIN: f64 = 100_000.0;
+/// SYNs of a flood that must have come to the node: more flows than may be unconfirmed. How many
+/// a second that are depends on the machine; `lab/tests/kernel.rs` has ten seconds of 100,000.
+const FLOOD_MIN: u64 = datapath::limits::PENDING_ENTRIES as u64;
 /// Forged sources of a flood: more than the flows that may be unconfirmed.
 const SOURCES: u32 = 2 * datapath::limits::PENDING_ENTRIES;
 /// Flows that a pod tries to open.
@@ -94,11 +95,12 @@ fn a_flooded_service(name: &str, arguments: &[&str]) {
             assert_eq!((inbound.ask().unwrap(), outbound.ask().unwrap()), before);
             std::thread::sleep(PAUSE);
         }
-        let rate = (at_node() - counted) as f64 / begun.elapsed().as_secs_f64();
+        let arrived = at_node() - counted;
+        let rate = arrived as f64 / begun.elapsed().as_secs_f64();
         end.store(true, Relaxed);
         let sent: u64 = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
         eprintln!("{sent} SYNs sent, {rate:.0} flows/s at the node, {outside:?}, {inside:?}");
-        assert!(rate >= RATE_MIN, "{rate:.0} SYN/s are no flood");
+        assert!(arrived >= FLOOD_MIN, "{arrived} SYNs are no flood");
     });
     for tried in [outside, inside] {
         assert!(tried.failed * 100 <= tried.all, "{tried:?}");

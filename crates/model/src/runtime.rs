@@ -112,6 +112,9 @@ pub struct NodeNetworkStatus {
     pub drained: Vec<Drained>,
     /// Most ports in use towards one destination: more are asked for before they run out.
     pub used_ports: u32,
+    /// What keeps the agent from looking after its programs, while something does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 impl NodeNetwork {
@@ -162,6 +165,9 @@ pub struct MuxNetworkStatus {
     pub ready: bool,
     /// It has taken its routes back and receives nothing.
     pub withdrawn: bool,
+    /// What keeps the mux from looking after its program, while something does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 impl MuxNetwork {

@@ -7,7 +7,6 @@
 //! there.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
 use thiserror::Error;
 
@@ -18,7 +17,7 @@ pub use agent::{AgentEdit, AgentTables, agent_tables, policy_index};
 pub use mux::{MuxEdit, MuxTables, mux_tables};
 
 /// An address as rows hold it.
-pub type Address = [u8; 4];
+pub type Address = datapath::Ipv4;
 
 /// Why there are no tables to apply.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -67,8 +66,4 @@ fn gone<'a, K: Ord, V>(
     desired: &'a BTreeMap<K, V>,
 ) -> impl Iterator<Item = &'a K> {
     present.keys().filter(|key| !desired.contains_key(key))
-}
-
-fn octets(address: Ipv4Addr) -> Address {
-    address.octets()
 }

@@ -1,6 +1,7 @@
 //! Random traffic from a seed: flows from inside, their replies, connections to Services, errors,
 //! and what mutation makes of them. What came out is remembered, so that answers can be made.
 
+use datapath::Ipv4;
 use std::{
     fmt::Write,
     hash::{BuildHasher, Hasher, RandomState},
@@ -216,12 +217,12 @@ impl Traffic {
             return self.inbound();
         }
         let known = self.outside[self.dice.random_range(0..self.outside.len())];
-        let (ours, theirs) = (dotted(known.source), dotted(known.target));
+        let (ours, theirs) = (known.source, known.target);
         let header = self.header();
         if self.dice.random_ratio(1, 6) {
             let quoted = self.transport(known.protocol, known.source_port, known.target_port, true);
             let cut = self.one_of(&["", "first 28", "first 40", "first 27"]);
-            let from = if self.dice.random() { theirs.clone() } else { "192.0.2.1".into() };
+            let from = if self.dice.random() { theirs } else { Ipv4::new(192, 0, 2, 1) };
             let kind =
                 self.one_of(&["3 1 00000000", "3 4 00000500", "11 0 00000000", "12 0 14000000"]);
             return format!(
@@ -256,7 +257,7 @@ impl Traffic {
             return self.outbound();
         }
         let known = self.inside[self.dice.random_range(0..self.inside.len())];
-        let (ours, theirs) = (dotted(known.target), dotted(known.source));
+        let (ours, theirs) = (known.target, known.source);
         if self.dice.random_ratio(1, 6) {
             let quoted =
                 self.transport(known.protocol, known.source_port, known.target_port, false);
@@ -321,10 +322,6 @@ pub fn arbitrary(dice: &mut StdRng) -> Vec<u8> {
         }
     }
     frame
-}
-
-fn dotted(address: [u8; 4]) -> String {
-    std::net::Ipv4Addr::from(address).to_string()
 }
 
 const TABLES: &str = "\
