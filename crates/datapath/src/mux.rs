@@ -121,7 +121,7 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
             hop => hop?,
         };
         let Hop { event, hash, target } = hop;
-        let outer = to_gateway(settings, target, headers.total, headers.tos, hash)?;
+        let outer = to_gateway(settings, target, headers.total as u16, headers.tos, hash)?;
         return Ok(MuxVerdict::Wrap { outer, event });
     }
     packet::transport(&packet, &mut headers)?;
@@ -131,7 +131,8 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
         return too_big(&packet, settings, &headers, is_error);
     }
     let node = node(tables, way.node)?;
-    let outer = to_gateway(settings, node.address, headers.total, headers.tos, way.hash as u16)?;
+    let outer =
+        to_gateway(settings, node.address, headers.total as u16, headers.tos, way.hash as u16)?;
     Ok(MuxVerdict::Wrap { outer, event: way.event })
 }
 
@@ -346,8 +347,8 @@ fn to_gateway(
 
 /// Whether the way to the nodes carries a packet of `total` bytes once it is wrapped.
 #[inline(always)]
-fn fits(settings: &MuxSettings<Address>, total: u16) -> bool {
-    total as u32 + GUE_OVERHEAD as u32 <= settings.mtu as u32
+fn fits(settings: &MuxSettings<Address>, total: u32) -> bool {
+    total + GUE_OVERHEAD as u32 <= settings.mtu as u32
 }
 
 /// A packet that does not fit once it is wrapped: where it may not be cut, its sender is told, once

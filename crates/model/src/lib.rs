@@ -12,6 +12,7 @@ mod allocation;
 pub mod backends;
 pub mod cluster;
 pub mod decide;
+mod draining;
 mod event;
 pub mod explain;
 pub mod kubernetes;

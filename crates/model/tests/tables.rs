@@ -654,7 +654,7 @@ fn a_pod_without_a_quota_has_the_nodes_default() {
     }));
     cluster.settle();
     let tables = agent_tables(&cluster.objects, "n1", &AgentTables::default()).unwrap();
-    let quota = tables.quotas[&[10, 100, 1, 5].into()];
+    let quota = tables.quotas[&Ipv4::new(10, 100, 1, 5)];
     assert_eq!((tables.allowances[&quota.pod], quota.namespace), (Allowance::DEFAULT, 0));
     assert_ne!(tables.flags & agent_flag::QUOTAS, 0);
 }

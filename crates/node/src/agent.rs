@@ -572,6 +572,7 @@ impl<'a> Agent<'a> {
             heartbeat: source::now(),
             drained: self.drained.clone(),
             used_ports: self.usage.ports_used,
+            flows: self.usage.addresses.iter().map(|(ip, flows)| ((*ip).into(), *flows)).collect(),
         })
     }
 
@@ -583,6 +584,7 @@ impl<'a> Agent<'a> {
             let nearly = NodeNetworkStatus {
                 heartbeat: status.heartbeat,
                 used_ports: status.used_ports,
+                flows: status.flows.clone(),
                 ..said.clone()
             };
             *status == nearly && step(status) == step(said)

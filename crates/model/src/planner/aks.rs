@@ -21,8 +21,8 @@ use crate::cluster::{ClusterNetwork, LoadBalancerSku, OutboundType};
 use crate::kubernetes::Node;
 use crate::resources::{
     BackendAddress, BackendAddressPool, FrontendIPConfiguration, FrontendIPConfigurationProperties,
-    NatGateway, NatGatewayProperties, OutboundRule, OutboundRuleProperties, Sku, SubResource,
-    last_segment,
+    NatGateway, NatGatewayProperties, OutboundRule, OutboundRuleProperties, PublicIPAddress, Sku,
+    SubResource, last_segment,
 };
 
 /// Tag that says what AKS made a public IP for.
@@ -121,6 +121,9 @@ pub(super) fn reconcile(
             let lost = addresses_in_use(state);
             set_egress(state, config, cluster, nodes);
             note_type_change(state, was, wanted, &lost, cluster, step);
+            if was == Some(wanted) {
+                note_lost_addresses(state, &lost, cluster, step);
+            }
         }
     }
     let is_refused = step.refused.iter().any(|line| line.starts_with(&subject(cluster)));
@@ -252,6 +255,40 @@ fn note_type_change(
     );
 }
 
+/// Says in the plan which addresses drain.
+fn note_lost_addresses(
+    state: &State,
+    before: &[String],
+    cluster: &ClusterNetwork,
+    step: &mut Plan,
+) {
+    let after = addresses_in_use(state);
+    let lost: Vec<&str> =
+        before.iter().filter(|ip| !after.contains(ip)).map(String::as_str).collect();
+    if lost.is_empty() {
+        return;
+    }
+    let breaks = vec![format!(
+        "{} drained: no new connection leaves by it, those that are open live on until they end; \
+         one that is managed here is released then, or an idle time-out after the last new one \
+         could begin",
+        lost.join(", ")
+    )];
+    let name = &cluster.metadata.name;
+    let name = if name.is_empty() { "default" } else { name };
+    note_change(
+        step,
+        Change {
+            action: Action::Changed,
+            resource: format!("clusternetworks/{name}").to_lowercase(),
+            field: Some("status.effectiveOutboundIPs".to_owned()),
+            from: Some(before.into()),
+            to: Some(after.into()),
+            breaks,
+        },
+    );
+}
+
 /// Edits resources so that egress is as wanted.
 fn set_egress(
     state: &mut State,
@@ -344,6 +381,7 @@ fn set_outbound_rules(
     set_pool(state, config, &key, &balancer_id, &pool, &members);
     stale.retain(|name| !kept.contains(name));
     remove_outbound_frontends(state, config, &key, &stale);
+    remove_drained_ips(state, MANAGED_OUTBOUND);
 }
 
 fn as_u32(value: Option<i64>, default: u32) -> u32 {
@@ -484,21 +522,36 @@ fn remove_outbound_frontends(
         if balancer.is_used(frontend) {
             continue;
         }
-        let ip = frontend.properties.public_ip_address.clone();
         removal::remove_frontend_if_unused(state, config, key, name);
-        let Some(ip) = ip else { continue };
-        remove_managed_ip(state, &ip.name().to_lowercase(), MANAGED_OUTBOUND);
     }
 }
 
-fn remove_managed_ip(state: &mut State, key: &str, tag: &str) {
-    let is_managed = state.public_ips.get(key).is_some_and(|ip| {
+/// Removes managed public IPs that nothing uses, once no flow is left on them.
+fn remove_drained_ips(state: &mut State, tag: &str) {
+    let is_kept = |ip: &PublicIPAddress| {
+        let address = ip.properties.ip_address.as_ref().and_then(|text| text.parse().ok());
+        address.is_some_and(|address| state.kept.contains(&address))
+    };
+    let unused = unused_managed_ips(state, tag);
+    let drained: Vec<String> = unused
+        .into_iter()
+        .filter(|key| state.public_ips.get(key).is_some_and(|ip| !is_kept(ip)))
+        .collect();
+    drained.iter().for_each(|key| state.remove_public_ip(key));
+}
+
+/// Removes managed public IPs with their way out: the flows on them end.
+fn remove_unused_ips(state: &mut State, tag: &str) {
+    unused_managed_ips(state, tag).iter().for_each(|key| state.remove_public_ip(key));
+}
+
+fn unused_managed_ips(state: &State, tag: &str) -> Vec<String> {
+    let unused = state.public_ips.iter().filter(|(_, ip)| {
         ip.tags.get(MANAGED_TAG).is_some_and(|value| value == tag)
             && ip.properties.ip_configuration.is_none()
+            && ip.properties.nat_gateway.is_none()
     });
-    if is_managed {
-        state.remove_public_ip(key);
-    }
+    unused.map(|(key, _)| key.clone()).collect()
 }
 
 /// Takes egress from the load balancer; the balancer goes too if no Service uses it.
@@ -518,6 +571,7 @@ fn remove_outbound_rules(state: &mut State, config: &ProviderConfig) {
         state.remove_pool(&key, &format!("{}{suffix}", names::AKS_OUTBOUND_POOL));
         remove_outbound_frontends(state, config, &key, &frontends);
     }
+    remove_unused_ips(state, MANAGED_OUTBOUND);
     state.remove_balancer_if_bare(&key);
 }
 
@@ -551,17 +605,19 @@ fn set_nat_gateway(state: &mut State, config: &ProviderConfig, cluster: &Cluster
     };
     state.set_nat_gateway(NAT_GATEWAY, Some(gateway));
     for ip in old.into_iter().filter(|ip| !wanted.contains(ip)) {
-        let key = ip.name().to_lowercase();
-        remove_managed_ip(state, &key, MANAGED_NAT);
+        leave_gateway(state, &ip);
     }
+    remove_drained_ips(state, MANAGED_NAT);
+}
+
+fn leave_gateway(state: &mut State, ip: &SubResource) {
+    state.edit_public_ip(&ip.name().to_lowercase(), |ip| ip.properties.nat_gateway = None);
 }
 
 fn remove_nat_gateway(state: &mut State) {
     let Some(gateway) = state.nat_gateways.get(NAT_GATEWAY) else { return };
     let ips = gateway.properties.public_ip_addresses.clone();
     state.set_nat_gateway(NAT_GATEWAY, None);
-    for ip in ips {
-        let key = ip.name().to_lowercase();
-        remove_managed_ip(state, &key, MANAGED_NAT);
-    }
+    ips.iter().for_each(|ip| leave_gateway(state, ip));
+    remove_unused_ips(state, MANAGED_NAT);
 }

@@ -68,6 +68,7 @@ impl Planner {
         let mut pool = read_pools(&input.pools, &mut step);
         input.taken.iter().for_each(|address| pool.take(*address));
         let mut state = State::read(std::mem::take(&mut input.resources), &config, pool);
+        state.kept = std::mem::take(&mut input.kept);
         for node in &input.nodes {
             for address in node.internal_ips() {
                 state.subnets.take(address);

@@ -95,6 +95,9 @@ pub struct PlanInput {
     pub public_ips: Vec<PublicIPAddress>,
     /// Public addresses that are in use or rest without being resources.
     pub taken: BTreeSet<IpAddr>,
+    /// Public addresses with flows that may go on: a managed one that is no longer counted is kept
+    /// for them.
+    pub kept: BTreeSet<IpAddr>,
 }
 
 /// Which settings were spelled out.
