@@ -473,8 +473,8 @@ impl AgentTables {
         self.endpoints = runs.rows();
     }
 
-    /// Gives the node's pods allowances, and their namespaces where those have limits. Who has a row
-    /// keeps it.
+    /// Gives the node's pods allowances, and their namespaces where those have limits. Who has a
+    /// row keeps it.
     fn place_quotas(&mut self, objects: &Objects, node: &str, present: &AgentTables) {
         let Quotas { flows_per_pod, flows_per_namespace } = objects.cluster().quotas;
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
