@@ -45,8 +45,6 @@ type Address = datapath::Ipv4;
 const HEADERS: usize = 20 + 20;
 /// Packet types of `skb->pkt_type`: for this machine.
 const PACKET_HOST: u32 = 0;
-const E2BIG: i32 = -7;
-const ENOMEM: i32 = -12;
 
 /// What leaves the node.
 #[classifier]
@@ -411,14 +409,6 @@ fn built(flow: Flow<Address>) -> Option<&'static Flow<Address>> {
     }
 }
 
-#[inline(always)]
-fn not_inserted(error: i32) -> NotInserted {
-    match error {
-        E2BIG | ENOMEM => NotInserted::Full,
-        _ => NotInserted::Exists,
-    }
-}
-
 /// The tables as the kernel keeps them.
 struct Kernel;
 
@@ -502,7 +492,7 @@ impl AgentTables<V4> for Kernel {
     #[inline(always)]
     fn insert_flow(&self, key: &FlowKey<Address>, flow: Flow<Address>) -> Result<(), NotInserted> {
         let row = built(flow).ok_or(NotInserted::Full)?;
-        FLOWS.insert(key, row, BPF_NOEXIST as u64).map_err(not_inserted)
+        FLOWS.insert(key, row, BPF_NOEXIST as u64).map_err(NotInserted::of)
     }
 
     #[inline(always)]
@@ -523,7 +513,7 @@ impl AgentTables<V4> for Kernel {
         flow: Flow<Address>,
     ) -> Result<(), NotInserted> {
         let row = built(flow).ok_or(NotInserted::Full)?;
-        PENDING.insert(key, row, BPF_NOEXIST as u64).map_err(not_inserted)
+        PENDING.insert(key, row, BPF_NOEXIST as u64).map_err(NotInserted::of)
     }
 
     #[inline(always)]

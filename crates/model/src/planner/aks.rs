@@ -10,14 +10,13 @@ use super::annotations::Refusal;
 use super::backends;
 use super::changes::{Action, Change};
 use super::config::ProviderConfig;
-use super::engine::note_change;
 use super::names::{self, Family};
 use super::public_ips;
 use super::removal;
 use super::service::with_members;
 use super::state::State;
 use super::{ClusterPlan, Plan, PlanInput, aks_profile};
-use crate::cluster::{ClusterNetwork, LoadBalancerSku, OutboundType};
+use crate::cluster::{ClusterNetwork, LoadBalancerProfile, LoadBalancerSku, OutboundType};
 use crate::kubernetes::Node;
 use crate::resources::{
     BackendAddress, BackendAddressPool, FrontendIPConfiguration, FrontendIPConfigurationProperties,
@@ -119,7 +118,7 @@ pub(super) fn reconcile(
         Err(Refusal(why)) => refuse(step, cluster, &why),
         Ok(()) => {
             let lost = addresses_in_use(state);
-            set_egress(state, config, cluster, nodes);
+            set_egress(state, config, cluster, input);
             note_type_change(state, was, wanted, &lost, cluster, step);
             if was == Some(wanted) {
                 note_lost_addresses(state, &lost, cluster, step);
@@ -242,17 +241,14 @@ fn note_type_change(
     }
     let name = &cluster.metadata.name;
     let name = if name.is_empty() { "default" } else { name };
-    note_change(
-        step,
-        Change {
-            action: Action::Changed,
-            resource: format!("clusternetworks/{name}").to_lowercase(),
-            field: Some("spec.outboundType".to_owned()),
-            from: Some(was.as_str().into()),
-            to: Some(wanted.as_str().into()),
-            breaks,
-        },
-    );
+    step.changes.push(Change {
+        action: Action::Changed,
+        resource: format!("clusternetworks/{name}").to_lowercase(),
+        field: Some("spec.outboundType".to_owned()),
+        from: Some(was.as_str().into()),
+        to: Some(wanted.as_str().into()),
+        breaks,
+    });
 }
 
 /// Says in the plan which addresses drain.
@@ -276,17 +272,14 @@ fn note_lost_addresses(
     )];
     let name = &cluster.metadata.name;
     let name = if name.is_empty() { "default" } else { name };
-    note_change(
-        step,
-        Change {
-            action: Action::Changed,
-            resource: format!("clusternetworks/{name}").to_lowercase(),
-            field: Some("status.effectiveOutboundIPs".to_owned()),
-            from: Some(before.into()),
-            to: Some(after.into()),
-            breaks,
-        },
-    );
+    step.changes.push(Change {
+        action: Action::Changed,
+        resource: format!("clusternetworks/{name}").to_lowercase(),
+        field: Some("status.effectiveOutboundIPs".to_owned()),
+        from: Some(before.into()),
+        to: Some(after.into()),
+        breaks,
+    });
 }
 
 /// Edits resources so that egress is as wanted.
@@ -294,13 +287,13 @@ fn set_egress(
     state: &mut State,
     config: &ProviderConfig,
     cluster: &ClusterNetwork,
-    nodes: &[Node],
+    input: &PlanInput,
 ) {
     let by_balancer = config.standard && cluster.spec.outbound_type == OutboundType::LoadBalancer;
     let managed = cluster.spec.outbound_type == OutboundType::ManagedNatGateway;
     // What is new comes before what is old goes.
     if by_balancer {
-        set_outbound_rules(state, config, cluster, nodes);
+        set_outbound_rules(state, config, cluster, input);
     }
     if managed {
         set_nat_gateway(state, config, cluster);
@@ -317,7 +310,7 @@ fn set_outbound_rules(
     state: &mut State,
     config: &ProviderConfig,
     cluster: &ClusterNetwork,
-    nodes: &[Node],
+    input: &PlanInput,
 ) {
     let name = config.load_balancer(false);
     let key = name.to_lowercase();
@@ -348,40 +341,50 @@ fn set_outbound_rules(
             state.remove_pool(&key, &pool_name);
             continue;
         }
-        let members = every_node(nodes, family);
-        set_pool(state, config, &key, &balancer_id, &pool_name, &members);
+        let members = every_node(&input.nodes, family);
+        let pool = pool(state, &key, &balancer_id, &pool_name);
+        let pool = with_members(pool, &members, &input.unreadable_nodes, config);
+        state.set_pool(&key, pool);
         let mut frontends = Vec::new();
         for source in sources {
             let frontend = outbound_frontend(state, &key, &balancer_id, &source);
             kept.push(frontend.name().to_owned());
             frontends.push(frontend);
         }
-        state.set_outbound_rule(
-            &key,
-            OutboundRule {
-                id: format!("{balancer_id}/outboundRules/{rule_name}"),
-                name: rule_name,
-                properties: OutboundRuleProperties {
-                    frontend_ip_configurations: frontends,
-                    backend_address_pool: Some(SubResource::new(format!(
-                        "{balancer_id}/backendAddressPools/{pool_name}"
-                    ))),
-                    protocol: "All".to_owned(),
-                    allocated_outbound_ports: Some(as_u32(profile.allocated_outbound_ports, 0)),
-                    idle_timeout_in_minutes: Some(as_u32(profile.idle_timeout_in_minutes, 30)),
-                    enable_tcp_reset: Some(true),
-                    ..OutboundRuleProperties::default()
-                },
-            },
-        );
+        let rule = outbound_rule(&balancer_id, &rule_name, &pool_name, frontends, &profile);
+        state.set_outbound_rule(&key, rule);
     }
     // The pool of Services is there from the start, as AKS makes it.
-    let pool = names::pool(&config.cluster, Family::V4);
-    let members = service_nodes(nodes, config);
-    set_pool(state, config, &key, &balancer_id, &pool, &members);
+    let name = names::pool(&config.cluster, Family::V4);
+    let members = service_nodes(&input.nodes, config);
+    let pool = pool(state, &key, &balancer_id, &name);
+    state.set_pool(&key, with_members(pool, &members, &input.unreadable_nodes, config));
     stale.retain(|name| !kept.contains(name));
     remove_outbound_frontends(state, config, &key, &stale);
     remove_drained_ips(state, MANAGED_OUTBOUND);
+}
+
+fn outbound_rule(
+    balancer_id: &str,
+    name: &str,
+    pool: &str,
+    frontends: Vec<SubResource>,
+    profile: &LoadBalancerProfile,
+) -> OutboundRule {
+    let pool = SubResource::new(format!("{balancer_id}/backendAddressPools/{pool}"));
+    OutboundRule {
+        id: format!("{balancer_id}/outboundRules/{name}"),
+        name: name.to_owned(),
+        properties: OutboundRuleProperties {
+            frontend_ip_configurations: frontends,
+            backend_address_pool: Some(pool),
+            protocol: "All".to_owned(),
+            allocated_outbound_ports: Some(as_u32(profile.allocated_outbound_ports, 0)),
+            idle_timeout_in_minutes: Some(as_u32(profile.idle_timeout_in_minutes, 30)),
+            enable_tcp_reset: Some(true),
+            ..OutboundRuleProperties::default()
+        },
+    }
 }
 
 fn as_u32(value: Option<i64>, default: u32) -> u32 {
@@ -402,21 +405,14 @@ fn service_nodes(nodes: &[Node], config: &ProviderConfig) -> Vec<BackendAddress>
     sorted.into_iter().filter_map(|node| Some(backends::member(node, Family::V4)?.1)).collect()
 }
 
-fn set_pool(
-    state: &mut State,
-    config: &ProviderConfig,
-    key: &str,
-    balancer_id: &str,
-    name: &str,
-    members: &[BackendAddress],
-) {
+/// The pool of that name, as it is or made new.
+fn pool(state: &State, key: &str, balancer_id: &str, name: &str) -> BackendAddressPool {
     let known = state.balancers.get(key).and_then(|balancer| balancer.pools.get(name)).cloned();
-    let pool = known.unwrap_or_else(|| BackendAddressPool {
+    known.unwrap_or_else(|| BackendAddressPool {
         id: format!("{balancer_id}/backendAddressPools/{name}"),
         name: name.to_owned(),
         ..BackendAddressPool::default()
-    });
-    state.set_pool(key, with_members(pool, members, config));
+    })
 }
 
 /// The frontend that has the public IP or prefix with this id, made if there is none.
