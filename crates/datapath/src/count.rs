@@ -119,6 +119,8 @@ counters! {
         Held = "held",
         /// The client's port, and every other one tried for it, is in use towards the pods.
         ClientPortInUse = "client_port_in_use",
+        /// Met congestion while it was wrapped, and its ends do not know that mark.
+        Congested = "congested",
     }
 }
 
@@ -157,6 +159,8 @@ counters! {
         EndDoubted = "end_doubted",
         /// A flow that came in was confirmed: its opener hears the answers.
         FlowConfirmed = "flow_confirmed",
+        /// A packet of no flow here was sent to the other node that may have it.
+        PassedOn = "passed_on",
         /// A client got another port towards a pod, since its own is in use there.
         ClientPortMoved = "client_port_moved",
     }

@@ -308,8 +308,7 @@ pub(crate) fn of_packet<'a, T: AgentTables<V4>>(
 /// number that the pod has sent, or for UDP sends again.
 ///
 /// Nobody can fill the flow table by packets with forged sources: those never hear it.
-// VERIFIER: a function of its own, so that its variables take no stack from what calls it.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn confirm<T: AgentTables<V4>>(
     tables: &T,
     key: &FlowKey<Address>,
@@ -424,15 +423,25 @@ fn judge<T: AgentTables<V4>>(
 /// Removes a flow, both halves, and gives its port back.
 #[inline(always)]
 pub(crate) fn remove<T: AgentTables<V4>>(tables: &T, key: &FlowKey<Address>, half: &Flow<Address>) {
-    let peer_key = key.peer(half);
+    remove_both(tables, key, &key.peer(half), half);
+}
+
+/// The same, where the other half's key is known.
+#[inline(always)]
+pub(crate) fn remove_both<T: AgentTables<V4>>(
+    tables: &T,
+    key: &FlowKey<Address>,
+    peer_key: &FlowKey<Address>,
+    half: &Flow<Address>,
+) {
     let (kind, position) = (half.kind, half.position as u32);
-    tables.remove_flow(&peer_key);
+    tables.remove_flow(peer_key);
     tables.remove_flow(key);
     if kind != FlowKind::Outbound as u8 {
-        tables.remove_pending(&peer_key);
+        tables.remove_pending(peer_key);
         tables.remove_pending(key);
     } else {
-        let remote = if key.side == Side::Egress as u8 { key } else { &peer_key };
+        let remote = if key.side == Side::Egress as u8 { key } else { peer_key };
         release(tables, remote.target, remote.target_port, key.protocol, position);
     }
 }

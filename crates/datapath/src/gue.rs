@@ -15,7 +15,7 @@
 
 use crate::{
     Ipv4, checksum,
-    packet::{ETHERNET, Packet, View},
+    packet::{ETHERNET, Packet, View, ecn},
     protocol,
     tables::MuxSettings,
 };
@@ -107,6 +107,19 @@ pub fn sender<P: Packet + ?Sized>(packet: &P, own: Ipv4, port: u16) -> Option<Ip
         && b.address(16) == own
         && u16::from_be_bytes([b[22], b[23]]) == port;
     is_wrapped.then_some(b.address(12))
+}
+
+/// Where the outer header's checksum stands in a frame.
+pub const CHECKSUM_AT: usize = ETHERNET + 10;
+/// Where its destination does.
+pub const TARGET_AT: usize = ETHERNET + 16;
+/// Where the second node to try does.
+pub const OTHER_AT: usize = ETHERNET + UNDERLAY + 4;
+
+/// Whether a wrapped packet has met congestion since it was wrapped.
+#[inline(always)]
+pub fn is_congested<P: Packet + ?Sized>(packet: &P) -> bool {
+    packet.view::<2>(ETHERNET).is_some_and(|outer| outer.byte(1) & ecn::CE == ecn::CE)
 }
 
 /// The private data of a wrapped packet.

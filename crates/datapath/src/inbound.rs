@@ -11,7 +11,7 @@ use crate::{
     Event, Family, Port, V4,
     agent::{AgentTables, NotInserted, Step},
     flow, hash, mux,
-    packet::Headers,
+    packet::{Headers, Transport},
     search::Outcome,
     tables::{
         AgentSettings, Flow, FlowKey, FlowKind, RuleKey, Service, Side, Ticks, agent_flag, mark,
@@ -45,15 +45,30 @@ pub(crate) fn service<'a, T: AgentTables<V4>>(
     tables.service(&rule)
 }
 
+/// Whether a flow that is not confirmed goes on with this packet, by which it may be confirmed. If
+/// not, it is gone: what may begin anew does not wait for a pod that is no endpoint any more.
+// VERIFIER: a function of its own, so that its variables take no stack from what calls it.
+#[inline(never)]
+pub(crate) fn waits_on<T: AgentTables<V4>>(
+    tables: &T,
+    key: &FlowKey<Address>,
+    half: &Flow<Address>,
+    headers: &Headers<V4>,
+) -> bool {
+    let begins = headers.transport == Transport::Udp || headers.opens();
+    if begins && !is_served(tables, headers, half) {
+        flow::remove(tables, key, half);
+        return false;
+    }
+    flow::confirm(tables, key, half, headers);
+    true
+}
+
 /// Whether the pod that a flow was opened to still takes new flows of the Service, as far as the
 /// row tells: one with a port of another's in its place does not.
 #[inline(always)]
-pub(crate) fn is_served<T: AgentTables<V4>>(
-    tables: &T,
-    settings: &AgentSettings<Address>,
-    headers: &Headers<V4>,
-    half: &Flow<Address>,
-) -> bool {
+fn is_served<T: AgentTables<V4>>(tables: &T, headers: &Headers<V4>, half: &Flow<Address>) -> bool {
+    let Some(settings) = tables.settings() else { return false };
     let Some(service) = service(tables, headers) else { return false };
     if settings.flags & agent_flag::LAST_HOP_KUBE_PROXY != 0 || half.kind == FlowKind::Moved as u8 {
         return true;
@@ -109,12 +124,6 @@ impl Opening {
     ) -> Self {
         let affinity = service.flags & rule_flag::CLIENT_AFFINITY != 0;
         let hash = mux::flow_hash(headers, settings.seed[0], affinity);
-        let ([a, b, c, d], [e, f]) = (headers.source.wire(), headers.source_port.wire());
-        let client = u64::from_le_bytes([a, b, c, d, e, f, headers.protocol, 0]);
-        let ([a, b, c, d], [e, f]) = (headers.target.wire(), headers.target_port.wire());
-        let vip = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
-        let random = hash::secret(settings.seed, [client, vip]);
-        let now = Ticks::from_nanoseconds(now);
         let first = flow::first(headers);
         Opening {
             key: flow::key(headers, Side::Ingress),
@@ -123,16 +132,29 @@ impl Opening {
             keeps_vip: settings.flags & agent_flag::LAST_HOP_KUBE_PROXY != 0,
             first: hash::below((hash >> 32) as u32, service.count),
             tries: 0,
-            random,
-            now,
-            // Another one whenever the same flow is opened.
-            generation: (random >> 32) as u32 ^ now.0,
+            random: 0,
+            now: Ticks::from_nanoseconds(now),
+            generation: 0,
             marks: first.marks,
             sequence: first.sequence,
             inside: Inside { address: Address::NONE, port: Port::NONE, far_port: Port::NONE },
             index: 0,
             end: Outcome::Looking,
         }
+    }
+
+    /// Draws what is drawn once for a flow.
+    // VERIFIER: here, since where the flow is made it takes more stack than there is.
+    #[inline(always)]
+    fn draw(&mut self, settings: &AgentSettings<Address>) {
+        let key = &self.key;
+        let ([a, b, c, d], [e, f]) = (key.source.wire(), key.source_port.wire());
+        let client = u64::from_le_bytes([a, b, c, d, e, f, key.protocol, 0]);
+        let ([a, b, c, d], [e, f]) = (key.target.wire(), key.target_port.wire());
+        let vip = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        self.random = hash::secret(settings.seed, [client, vip]);
+        // Another one whenever the same flow is opened.
+        self.generation = (self.random >> 32) as u32 ^ self.now.0;
     }
 
     /// Pods that are tried with the client's own port. Who asks for affinity gets the one pod.
@@ -151,6 +173,10 @@ impl Opening {
     /// Chooses what this try is about; false where there is no such pod.
     #[inline(always)]
     fn choose<T: AgentTables<V4>>(&mut self, tables: &T) -> bool {
+        if self.tries == 0 {
+            let Some(settings) = tables.settings() else { return false };
+            self.draw(settings);
+        }
         let pods = self.pods();
         let is_moved = self.tries >= pods && !self.is_last();
         self.inside.far_port = self.key.source_port;
@@ -255,7 +281,7 @@ impl Opening {
                 flow::is_reset(half, other) || self.is_last() && flow::closing(half, other)
             });
         if makes_room {
-            flow::remove(tables, &self.outward, half);
+            flow::remove_both(tables, &self.outward, &other_key, half);
             return Outcome::Looking;
         }
         if self.is_last() {

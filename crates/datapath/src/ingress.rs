@@ -5,7 +5,7 @@ use crate::{
     agent::AgentTables,
     flow, fragment, gue, icmp,
     inbound::{self, Opening},
-    packet::{self, ETHERNET_IPV4, Headers, Packet, Transport},
+    packet::{self, ETHERNET_IPV4, Headers, Packet, Transport, ecn},
     protocol, quota,
     search::Outcome,
     tables::{AgentSettings, FlowKey, Side, Ticks, agent_flag, mark},
@@ -23,6 +23,11 @@ pub fn ingress<P: Packet + ?Sized, T: AgentTables<V4>>(
     now: u64,
 ) -> Verdict<V4> {
     match decide(packet, tables, now) {
+        // What was marked on the way was so whether or not it was wrapped (RFC 6040, 4.2).
+        Ok(Verdict::Rewrite(mut rewrite)) if gue::is_congested(packet) => {
+            rewrite.tos.new |= ecn::CE;
+            Verdict::Rewrite(rewrite)
+        }
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Drop(reason),
     }
@@ -48,13 +53,22 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     if !tables.is_mux(&outer) {
         return Err(Drop::NotMux);
     }
-    let Some(_private) = gue::private(packet) else { return Err(Drop::Malformed) };
+    let Some(private) = gue::private(packet) else { return Err(Drop::Malformed) };
     let headers = packet::ipv4(packet, gue::OUTER)?;
+    // Its ends do not know the mark, and a lost packet is what they do know.
+    if gue::is_congested(packet) && headers.tos & ecn::CE == 0 {
+        return Err(Drop::Congested);
+    }
     let ticks = Ticks::from_nanoseconds(now);
     match headers.transport {
         Transport::Tcp | Transport::Udp | Transport::Echo { .. } | Transport::Other => {}
         Transport::IcmpError if headers.fragment => return Err(Drop::Fragment),
-        Transport::IcmpError => return error(packet, tables, &headers),
+        Transport::IcmpError => {
+            return match error(packet, tables, &headers) {
+                Err(Drop::IcmpNoFlow) => elsewhere(settings, private).ok_or(Drop::IcmpNoFlow),
+                known => known,
+            };
+        }
         Transport::IcmpOther => return Err(Drop::IcmpType),
         Transport::Fragment => {
             return match fragment::address(tables, &headers, Side::Ingress, ticks) {
@@ -70,20 +84,28 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         let (address, port) = (half.address, half.port);
         let far_port = half.far_port(headers.source_port);
         let is_pending = half.marks.get() & mark::PENDING != 0;
-        // What may begin anew does not wait for a pod that is no endpoint any more.
-        let begins = headers.transport == Transport::Udp || headers.opens();
-        if !is_pending || !begins || inbound::is_served(tables, settings, &headers, half) {
-            if is_pending {
-                flow::confirm(tables, &key, half, &headers);
-            }
+        if !is_pending || inbound::waits_on(tables, &key, half, &headers) {
             return Ok(rewrite(tables, &headers, address, port, far_port, ticks));
         }
-        flow::remove(tables, &key, half);
     }
     if headers.transport == Transport::Other {
         return Err(Drop::Protocol);
     }
-    inbound(tables, settings, &headers, &key, ticks, now)
+    match elsewhere(settings, private) {
+        Some(passed_on) => Ok(passed_on),
+        None => inbound(tables, settings, &headers, &key, ticks, now),
+    }
+}
+
+/// What becomes of a packet of no flow here that says where else its flow may be: nodes come and
+/// go, and whoever sent it could not know. It takes no more than one hop.
+#[inline(always)]
+fn elsewhere(settings: &AgentSettings<Address>, private: gue::Private) -> Option<Verdict<V4>> {
+    let other = private.other;
+    // While flows are carried over to another table, this one does not know them all.
+    let is_known = settings.flags & agent_flag::HOLD == 0 && other != settings.node;
+    (is_known && other != Address::default())
+        .then_some(Verdict::PassOn { here: settings.node, to: other })
 }
 
 #[inline(always)]
@@ -101,6 +123,7 @@ fn rewrite<T: AgentTables<V4>>(
     Verdict::Rewrite(Rewrite {
         unwrap: true,
         end: End::Target,
+        tos: Change { old: headers.tos, new: headers.tos },
         address: Change { old: headers.target, new: address },
         port: Change { old: headers.target_port, new: port },
         far_port: Change { old: headers.source_port, new: far_port },
@@ -141,9 +164,6 @@ fn inbound<T: AgentTables<V4>>(
 ) -> Result<Verdict<V4>, Drop> {
     if settings.flags & agent_flag::HOLD != 0 {
         return Err(Drop::Held);
-    }
-    if settings.flags & agent_flag::LEAVING != 0 {
-        return Ok(Verdict::Pass(Pass::Leaving));
     }
     if headers.protocol == protocol::ICMP {
         return Err(Drop::NoFlow);

@@ -95,6 +95,12 @@ impl<const M: usize> View for &[u8; M] {
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
+/// Congestion marks in the type of service (RFC 3168, 5); without any, the ends do not know them.
+pub mod ecn {
+    /// Congestion was met.
+    pub const CE: u8 = 0x03;
+}
+
 /// TCP flags (RFC 9293, 3.1).
 pub mod tcp_flag {
     /// No more data from the sender.
@@ -136,7 +142,7 @@ pub struct Headers<F: Family> {
     pub ip: usize,
     /// Offset of the transport header.
     pub l4: usize,
-    /// Length of the IP packet. More than its header can say where the kernel has not cut it up yet.
+    /// Length of the IP packet; more than its header can say where the kernel has yet to cut it.
     pub total: u32,
     /// Type of service byte (DSCP and ECN).
     pub tos: u8,

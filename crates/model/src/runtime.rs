@@ -112,6 +112,12 @@ pub struct NodeNetworkStatus {
     pub drained: Vec<Drained>,
     /// Most ports in use towards one destination: more are asked for before they run out.
     pub used_ports: u32,
+    /// Its programs are about to be taken off: muxes send no new connections.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
+    /// They are off: it has no connections any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub left: bool,
     /// Flows that leave by each public address.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub flows: BTreeMap<Ipv4Addr, u32>,

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 mod agent;
 mod mux;
+mod past;
 
 pub use agent::{AgentEdit, AgentTables, agent_tables, policy_index};
 pub use mux::{MuxEdit, MuxTables, mux_tables};

@@ -14,6 +14,9 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
         frame.drain(14..14 + 20 + 8 + 16);
     }
     let at = rewrite.at;
+    let tos = in_wire_order(rewrite.tos, |tos| [0, tos]);
+    sum(frame, at.ip_checksum as usize, &tos.old, &tos.new, false);
+    put(frame, at.ip_checksum - 9, in_wire_order(rewrite.tos, |tos| [tos]));
     let l4 = at.l4_checksum as usize;
     let none_is_zero = at.cover == Cover::PseudoHeaderOrNone;
     if let Some(segment) = rewrite.segment {
@@ -42,6 +45,13 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
     if at.port != 0 {
         put(frame, at.port, port);
     }
+}
+
+/// Addresses a wrapped packet to another node.
+pub fn pass_on(frame: &mut [u8], here: [u8; 4], to: [u8; 4]) {
+    sum(frame, 14 + 10, &here, &to, false);
+    frame[14 + 16..14 + 20].copy_from_slice(&to);
+    frame[14 + 20 + 8 + 4..14 + 20 + 8 + 8].fill(0);
 }
 
 /// Carries out the changes to an ICMP error.
