@@ -6,9 +6,9 @@ use crate::{
     flow, fragment, gue, icmp,
     inbound::{self, Opening},
     packet::{self, ETHERNET_IPV4, Headers, Packet, Transport, ecn},
-    protocol,
+    protocol, quota,
     search::Outcome,
-    tables::{AgentSettings, FlowKey, RuleKey, Side, Ticks, agent_flag},
+    tables::{AgentSettings, FlowKey, Side, Ticks, agent_flag, mark},
     verdict::{Change, End, Places, Rewrite, Verdict},
 };
 
@@ -23,11 +23,6 @@ pub fn ingress<P: Packet + ?Sized, T: AgentTables<V4>>(
     now: u64,
 ) -> Verdict<V4> {
     match decide(packet, tables, now) {
-        // What was marked on the way was so whether or not it was wrapped (RFC 6040, 4.2).
-        Ok(Verdict::Rewrite(mut rewrite)) if gue::is_congested(packet) => {
-            rewrite.tos.new |= ecn::CE;
-            Verdict::Rewrite(rewrite)
-        }
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Drop(reason),
     }
@@ -55,10 +50,13 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     }
     let Some(private) = gue::private(packet) else { return Err(Drop::Malformed) };
     let headers = packet::ipv4(packet, gue::OUTER)?;
-    // Its ends do not know the mark, and a lost packet is what they do know.
-    if gue::is_congested(packet) && headers.tos & ecn::CE == 0 {
-        return Err(Drop::Congested);
-    }
+    // What was marked on the way was so whether or not it was wrapped (RFC 6040, 4.2). Ends that do
+    // not know the mark do know loss.
+    let tos = match gue::is_congested(packet) {
+        true if headers.tos & ecn::CE == 0 => return Err(Drop::Congested),
+        true => headers.tos | ecn::CE,
+        false => headers.tos,
+    };
     let ticks = Ticks::from_nanoseconds(now);
     match headers.transport {
         Transport::Tcp | Transport::Udp | Transport::Echo { .. } | Transport::Other => {}
@@ -72,26 +70,34 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         Transport::IcmpOther => return Err(Drop::IcmpType),
         Transport::Fragment => {
             return match fragment::address(tables, &headers, Side::Ingress, ticks) {
-                Some(address) => {
-                    Ok(rewrite(tables, &headers, address, Port::NONE, headers.source_port, ticks))
-                }
+                Some(address) => Ok(rewrite(
+                    tables,
+                    &headers,
+                    tos,
+                    address,
+                    Port::NONE,
+                    headers.source_port,
+                    ticks,
+                )),
                 None => Err(Drop::Fragment),
             };
         }
     }
     let key = flow::key(&headers, Side::Ingress);
-    if let Some(half) = tables.flow(&key)
-        && flow::meets(tables, settings, &key, half, &headers, ticks)
-    {
+    if let Some(half) = flow::of_packet(tables, settings, &key, &headers, ticks) {
+        let (address, port) = (half.address, half.port);
         let far_port = half.far_port(headers.source_port);
-        return Ok(rewrite(tables, &headers, half.address, half.port, far_port, ticks));
+        let is_pending = half.marks.get() & mark::PENDING != 0;
+        if !is_pending || inbound::waits_on(tables, &key, half, &headers) {
+            return Ok(rewrite(tables, &headers, tos, address, port, far_port, ticks));
+        }
     }
     if headers.transport == Transport::Other {
         return Err(Drop::Protocol);
     }
     match elsewhere(settings, private) {
         Some(passed_on) => Ok(passed_on),
-        None => inbound(tables, settings, &headers, &key, ticks, now),
+        None => inbound(tables, settings, &headers, tos, &key, ticks, now),
     }
 }
 
@@ -110,6 +116,7 @@ fn elsewhere(settings: &AgentSettings<Address>, private: gue::Private) -> Option
 fn rewrite<T: AgentTables<V4>>(
     tables: &T,
     headers: &Headers<V4>,
+    tos: u8,
     address: Address,
     port: Port,
     far_port: Port,
@@ -121,7 +128,7 @@ fn rewrite<T: AgentTables<V4>>(
     Verdict::Rewrite(Rewrite {
         unwrap: true,
         end: End::Target,
-        tos: Change { old: headers.tos, new: headers.tos },
+        tos: Change { old: headers.tos, new: tos },
         address: Change { old: headers.target, new: address },
         port: Change { old: headers.target_port, new: port },
         far_port: Change { old: headers.source_port, new: far_port },
@@ -142,7 +149,9 @@ fn error<P: Packet + ?Sized, T: AgentTables<V4>>(
     if inner.source != headers.target {
         return Err(Drop::IcmpNoFlow);
     }
-    let Some(half) = tables.flow(&inner.key(Side::Ingress)) else { return Err(Drop::IcmpNoFlow) };
+    let Some(half) = flow::half(tables, &inner.key(Side::Ingress)) else {
+        return Err(Drop::IcmpNoFlow);
+    };
     icmp::translate(packet, headers, &inner, End::Target, half, gue::OVERHEAD)
         .map(Verdict::RewriteError)
         .ok_or(Drop::Malformed)
@@ -154,6 +163,7 @@ fn inbound<T: AgentTables<V4>>(
     tables: &T,
     settings: &AgentSettings<Address>,
     headers: &Headers<V4>,
+    tos: u8,
     key: &FlowKey<Address>,
     ticks: Ticks,
     now: u64,
@@ -164,13 +174,7 @@ fn inbound<T: AgentTables<V4>>(
     if headers.protocol == protocol::ICMP {
         return Err(Drop::NoFlow);
     }
-    let rule = RuleKey {
-        vip: headers.target,
-        port: headers.target_port,
-        protocol: headers.protocol,
-        reserved: 0,
-    };
-    let service = tables.service(&rule);
+    let service = inbound::service(tables, headers);
     if service.is_none() && !tables.is_vip(&headers.target) {
         return Err(Drop::NotHeld);
     }
@@ -190,11 +194,14 @@ fn inbound<T: AgentTables<V4>>(
     if service.count == 0 && !keeps_vip {
         return Err(Drop::NoEndpoint);
     }
+    if quota::is_inbound_used_up(tables) {
+        return Err(Drop::FlowTableFull);
+    }
     let opening = Opening::new(settings, headers, service, now);
     let (end, place) = tables.repeat(inbound::STEPS, opening);
     match end {
         Outcome::Found => {
-            Ok(rewrite(tables, headers, place.address, place.port, place.far_port, ticks))
+            Ok(rewrite(tables, headers, tos, place.address, place.port, place.far_port, ticks))
         }
         Outcome::Lost => Err(Drop::NoFlow),
         Outcome::TableFull => Err(Drop::FlowTableFull),

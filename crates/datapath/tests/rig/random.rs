@@ -165,7 +165,11 @@ impl Traffic {
         match protocol {
             6 => {
                 let flags = self.flags();
-                let (seq, ack): (u16, u16) = (self.dice.random(), self.dice.random());
+                // Half of them fit together: a SYN with 7 is acknowledged by 8.
+                let fits = self.dice.random();
+                let (seq, ack): (u16, u16) =
+                    if fits { (7, 8) } else { (self.dice.random(), self.dice.random()) };
+                let data = if fits { 0 } else { data };
                 let options = self.one_of(&[
                     "",
                     "mss 1460",
@@ -338,6 +342,7 @@ source 10.244.1.7/32 tcp=0 udp=1 icmp=2 other=1
 source 10.244.1.8/32 tcp=2 icmp=0
 quota 10.244.1.6 pod=1
 quota 10.244.1.8 pod=2 namespace=3
+allowance 2046 20
 allowance 1 900
 allowance 2 40
 allowance 3 30
