@@ -14,10 +14,10 @@
 //! ```
 
 use crate::{
-    checksum,
-    packet::{self, ETHERNET, Packet},
+    V4, checksum, hash,
+    packet::{self, ETHERNET, Headers, Packet},
     protocol,
-    tables::MuxSettings,
+    tables::{MuxSettings, TagKeys},
 };
 
 /// Bytes that wrapping adds.
@@ -56,6 +56,8 @@ pub struct Outer<'a> {
     pub hash: u16,
     /// A second node to try, if the first one does not know the flow; all zeroes: none.
     pub other: [u8; 4],
+    /// [`tag`], or zero where nobody asks for it.
+    pub tag: u64,
 }
 
 impl Outer<'_> {
@@ -90,6 +92,7 @@ impl Outer<'_> {
         b[38..40].copy_from_slice(&(total - 20).to_be_bytes());
         b[42..46].copy_from_slice(&FIRST_WORD);
         b[46..50].copy_from_slice(&self.other);
+        b[50..58].copy_from_slice(&self.tag.to_le_bytes());
         b
     }
 }
@@ -113,11 +116,43 @@ pub fn sender<P: Packet + ?Sized>(packet: &P, own: [u8; 4], port: u16) -> Option
 pub struct Private {
     /// A second node to try; all zeroes: none.
     pub other: [u8; 4],
+    /// Shows that a mux of this cluster, or a node, has wrapped the packet: [`tag`].
+    pub tag: u64,
 }
 
 /// Reads the GUE header of a wrapped packet ([`sender`]); nothing where it is none of ours.
 #[inline(always)]
 pub fn private<P: Packet + ?Sized>(packet: &P) -> Option<Private> {
     let b = packet.read::<SHIM>(ETHERNET + UNDERLAY)?;
-    (packet::field::<4>(&b, 0) == FIRST_WORD).then(|| Private { other: packet::field(&b, 4) })
+    let private =
+        Private { other: packet::field(&b, 4), tag: u64::from_le_bytes(packet::field(&b, 8)) };
+    (packet::field::<4>(&b, 0) == FIRST_WORD).then_some(private)
+}
+
+/// The tag of a packet with these inner headers, with the key in one of the two `slot`s. Its lowest
+/// bit is the slot, so that keys can change while packets are on their way.
+///
+/// It is over what both ends of every packet are sure to read, of later fragments too: source,
+/// destination, ports, identification and protocol. Who sees a packet on its way can send it again,
+/// with other contents as well, for as long as its key lives, but to no other flow. `other` is not
+/// covered: who sends a packet on to the second node takes it out.
+#[inline(always)]
+pub fn tag(keys: &TagKeys, slot: u64, headers: &Headers<V4>) -> u64 {
+    let slot = slot & 1;
+    let source = u32::from_le_bytes(headers.source) as u64;
+    let target = u32::from_le_bytes(headers.target) as u64;
+    let source_port = u16::from_le_bytes(headers.source_port) as u64;
+    let target_port = u16::from_le_bytes(headers.target_port) as u64;
+    let id = u16::from_le_bytes(headers.id) as u64;
+    let words = [
+        source | target << 32,
+        source_port | target_port << 16 | id << 32 | (headers.protocol as u64) << 48,
+    ];
+    hash::tag(keys[slot as usize], words) & !1 | slot
+}
+
+/// Whether the tag that came with a packet is the right one.
+#[inline(always)]
+pub fn is_authentic(keys: &TagKeys, private: &Private, headers: &Headers<V4>) -> bool {
+    tag(keys, private.tag, headers) == private.tag
 }

@@ -50,8 +50,13 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     if !tables.is_mux(&outer) {
         return Err(Drop::NotMux);
     }
-    let Some(_private) = gue::private(packet) else { return Err(Drop::Malformed) };
+    let Some(private) = gue::private(packet) else { return Err(Drop::Malformed) };
     let headers = packet::ipv4(packet, gue::OUTER)?;
+    if settings.flags & agent_flag::CHECK_TAGS != 0
+        && !gue::is_authentic(&settings.tag_keys, &private, &headers)
+    {
+        return Err(Drop::WrongTag);
+    }
     let ticks = Ticks::from_nanoseconds(now);
     match headers.transport {
         Transport::Tcp | Transport::Udp | Transport::Echo { .. } | Transport::Other => {}
@@ -145,6 +150,16 @@ fn inbound<T: AgentTables<V4>>(
     let service = tables.service(&rule);
     if service.is_none() && !tables.is_vip(&headers.target) {
         return Err(Drop::NotHeld);
+    }
+    // The mux has asked both; it may have older orders. What has a flow was asked when it began.
+    if settings.internal.has(&headers.source) && tables.is_internal(&headers.source) {
+        return Err(Drop::InternalSource);
+    }
+    if let Some(service) = service
+        && service.flags & rule_flag::RESTRICTED != 0
+        && !tables.allows(&rule, &headers.source)
+    {
+        return Err(Drop::SourceNotAllowed);
     }
     // Only a SYN opens a connection: late packets must not make entries that later swallow a
     // new connection's packets.

@@ -70,8 +70,10 @@ pub mod limits {
     pub const LEFTOVERS_MAX: u32 = 65_536;
     /// Maglev entries on one mux, over all backend sets.
     pub const MAGLEV_ENTRIES_MAX: u32 = 4 * 1024 * 1024;
-    /// Allowed source prefixes on one mux, over all rules.
+    /// Allowed source prefixes on one mux or node, over all rules.
     pub const ALLOWED_SOURCES_MAX: u32 = 65_536;
+    /// Prefixes of pods, nodes and muxes, from which nothing comes in by a mux.
+    pub const INTERNAL_RANGES_MAX: u32 = 65_536;
     /// Entries of the flow table; a flow takes two.
     pub const FLOW_ENTRIES_DEFAULT: u32 = 2 * 262_144;
     /// Rows of positions: one for what is barred, the others for destinations that many flows go

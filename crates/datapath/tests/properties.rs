@@ -14,7 +14,10 @@ use datapath::{
     packet::{self, Packet},
     positions::{self, Bits, Found, Positions, Run, WORDS},
     protocol::{ICMP, TCP, UDP},
-    tables::{AgentSettings, Flow, FlowKey, MuxSettings, NearVip, Side, Ticks, Timers, Vip, mark},
+    tables::{
+        AgentSettings, FirstBytes, Flow, FlowKey, MuxSettings, NearVip, Side, Ticks, Timers, Vip,
+        mark,
+    },
 };
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use proptest::{collection::vec, prelude::*, test_runner::FileFailurePersistence};
@@ -117,6 +120,10 @@ const SETTINGS: AgentSettings<[u8; 4]> = AgentSettings {
     flags: 0,
     epoch: 1,
     timers: [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY],
+    tag_keys: [[0; 2]; 2],
+    internal: FirstBytes([0; 4]),
+    tag_epoch: 0,
+    reserved: 0,
 };
 
 fn half(marks: u16, idle: u32, seen: u32, generation: u32) -> Flow<[u8; 4]> {
@@ -319,6 +326,7 @@ proptest! {
         (mac, gateway_mac) in any::<([u8; 6], [u8; 6])>(),
         (tos, hash) in any::<(u8, u16)>(),
         (other, data) in (any::<[u8; 4]>(), 0usize..1400),
+        tag: u64,
     ) {
         let settings = MuxSettings {
             address, gue_port, mac, gateway_mac, mtu: 1600, ..MuxSettings::default()
@@ -326,7 +334,7 @@ proptest! {
         let words = format!("ip 192.0.2.1 > 203.0.113.1 udp 53 > 64000 data {data}");
         let inner = frame::build(&words).unwrap().split_off(14);
         let length = inner.len() as u16;
-        let outer = Outer { settings: &settings, target: node, inner: length, tos, hash, other };
+        let outer = Outer { settings: &settings, target: node, inner: length, tos, hash, other, tag };
         let wrapped = [&outer.headers()[..], &inner[..]].concat();
         let tuple = second::check(&wrapped).map_err(TestCaseError::fail)?;
         prop_assert_eq!((tuple.source, tuple.target), (address, node));
@@ -338,9 +346,9 @@ proptest! {
         prop_assert!(ip.header().dont_fragment());
         let Some(TransportSlice::Udp(udp)) = &sliced.transport else { panic!("not UDP") };
         let (shim, rest) = udp.payload().split_at(16);
-        prop_assert_eq!(shim, &[&[3, 4, 0, 0], &other[..], &[0; 8]].concat()[..]);
+        prop_assert_eq!(shim, &[&[3, 4, 0, 0], &other[..], &tag.to_le_bytes()].concat()[..]);
         prop_assert_eq!(rest, &inner[..]);
-        prop_assert_eq!(gue::private(&wrapped[..]), Some(gue::Private { other }));
+        prop_assert_eq!(gue::private(&wrapped[..]), Some(gue::Private { other, tag }));
         prop_assert_eq!(&wrapped[..12], &[gateway_mac, mac].concat()[..]);
     }
 

@@ -123,7 +123,8 @@ fn check(mut value: Value) -> Result<Document> {
         | Kind::NetworkSecurityGroup
         | Kind::NodeNetwork
         | Kind::MuxNetwork
-        | Kind::PortInventory => bail!("{kind} objects follow from others and are not written"),
+        | Kind::PortInventory
+        | Kind::WrapKeys => bail!("{kind} objects follow from others and are not written"),
         Kind::Pod | Kind::EndpointSlice => {
             bail!("the lab makes its {kind} objects itself: see --pods-per-node");
         }

@@ -30,3 +30,4 @@ pub mod runtime;
 mod services;
 pub mod shortage;
 pub mod tables;
+pub mod tags;

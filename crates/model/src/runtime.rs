@@ -112,6 +112,8 @@ pub struct NodeNetworkStatus {
     pub drained: Vec<Drained>,
     /// Most ports in use towards one destination: more are asked for before they run out.
     pub used_ports: u32,
+    /// Order about the tags of wrapped packets that the kernel's tables hold.
+    pub tag_epoch: u32,
 }
 
 impl NodeNetwork {
@@ -162,6 +164,8 @@ pub struct MuxNetworkStatus {
     pub ready: bool,
     /// It has taken its routes back and receives nothing.
     pub withdrawn: bool,
+    /// Order about the tags of wrapped packets that the kernel's tables hold.
+    pub tag_epoch: u32,
 }
 
 impl MuxNetwork {

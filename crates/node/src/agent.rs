@@ -18,7 +18,7 @@ use model::{
     lease::{Drained, PortRange},
     objects::Objects,
     runtime::NodeNetworkStatus,
-    tables::{AgentEdit, AgentTables, agent_tables},
+    tables::{AgentEdit, AgentTables, agent_tables, first_bytes},
 };
 
 use crate::{
@@ -300,6 +300,7 @@ impl<'a> Agent<'a> {
         self.present.epoch = desired.epoch;
         self.present.node = desired.node;
         self.present.flags = desired.flags;
+        self.present.tags = desired.tags;
         self.present.timers = desired.timers;
         self.present.taken = desired.taken;
         if moves_blocks {
@@ -336,6 +337,9 @@ impl<'a> Agent<'a> {
             flags: desired.flags | self.hold,
             epoch,
             timers: desired.timers,
+            tag_keys: desired.tags.keys.0,
+            tag_epoch: desired.tags.epoch,
+            internal: first_bytes(&desired.internal),
             ..self.settings
         };
         if settings.seed == [0; 2] {
@@ -499,6 +503,7 @@ impl<'a> Agent<'a> {
             heartbeat: source::now(),
             drained: self.drained.clone(),
             used_ports: self.usage.ports_used,
+            tag_epoch: self.settings.tag_epoch,
         })
     }
 

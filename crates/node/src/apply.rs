@@ -8,13 +8,14 @@ use std::{
 
 use datapath::{
     positions::{Bits, SUMMARY},
-    tables::{AgentSettings, AllowedSource, MuxSettings},
+    tables::{AgentSettings, AllowedClient, AllowedSource, MuxSettings, agent_flag, mux_flag},
 };
 use ipnet::Ipv4Net;
 use model::tables::{AgentEdit, AgentTables, MuxEdit, MuxTables};
+use model::tags::{HiddenKeys, Tags};
 
 use crate::{
-    maps::{Address, AgentMaps, AgentMemory, MuxMaps, TableError},
+    maps::{Address, AgentMaps, AgentMemory, MuxMaps, Prefixes, TableError},
     raw::{PositionsMemory, Raw},
 };
 
@@ -40,11 +41,8 @@ pub fn edit_agent(
         AgentEdit::Source(net, None) => {
             maps.sources.remove(net.prefix_len().into(), net.network().octets())
         }
-        AgentEdit::PrivateRange(net, true) => {
-            maps.private_ranges.set(net.prefix_len().into(), net.network().octets(), &1)
-        }
-        AgentEdit::PrivateRange(net, false) => {
-            maps.private_ranges.remove(net.prefix_len().into(), net.network().octets())
+        AgentEdit::PrivateRange(net, present) => {
+            edit_prefix(&mut maps.private_ranges, *net, *present)
         }
         AgentEdit::Policy(index, row) => maps.policies.set(*index, &Raw(*row)),
         AgentEdit::Block(index, row) => maps.blocks.set(*index, &Raw(*row)),
@@ -55,6 +53,15 @@ pub fn edit_agent(
         AgentEdit::Frontend(index, address) => maps.frontends.set(*index, address),
         AgentEdit::Vip(address, true) => maps.vips.set(address, &Raw(Default::default())),
         AgentEdit::Vip(address, false) => maps.vips.remove(address),
+        AgentEdit::Internal(net, present) => edit_prefix(&mut maps.internal, *net, *present),
+        AgentEdit::AllowedSource(service, net, present) => {
+            let key = AllowedClient { service: *service, source: net.network().octets() };
+            let bits = SERVICE_BITS + u32::from(net.prefix_len());
+            match present {
+                true => maps.allowed_sources.set(bits, Raw(key), &1),
+                false => maps.allowed_sources.remove(bits, Raw(key)),
+            }
+        }
         AgentEdit::Mux(address, true) => maps.muxes.set(address, &1),
         AgentEdit::Mux(address, false) => maps.muxes.remove(address),
         AgentEdit::Service(key, Some(row)) => maps.services.set(&Raw(*key), &Raw(*row)),
@@ -73,6 +80,23 @@ pub fn edit_agent(
             Ok(())
         }
     }
+}
+
+/// Puts a prefix into a table, or takes it out.
+fn edit_prefix(
+    table: &mut Prefixes<Address, u32>,
+    net: Ipv4Net,
+    present: bool,
+) -> Result<(), TableError> {
+    match present {
+        true => table.set(net.prefix_len().into(), net.network().octets(), &1),
+        false => table.remove(net.prefix_len().into(), net.network().octets()),
+    }
+}
+
+/// The prefixes in a table.
+fn prefixes(table: &Prefixes<Address, u32>) -> Result<BTreeSet<Ipv4Net>, TableError> {
+    Ok(table.all()?.into_iter().map(|(bits, net, _)| prefix(bits, net)).collect())
 }
 
 /// Lets new flows take exactly the positions `bits` of one word.
@@ -94,7 +118,9 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
     let settings: AgentSettings<Address> = maps.settings.get(0)?.0;
     let sources =
         maps.sources.all()?.into_iter().map(|(bits, net, row)| (prefix(bits, net), row.0));
-    let private = maps.private_ranges.all()?.into_iter().map(|(bits, net, _)| prefix(bits, net));
+    let allowed = maps.allowed_sources.all()?.into_iter().map(|(bits, key, _)| {
+        (key.0.service, prefix(bits.saturating_sub(SERVICE_BITS), key.0.source))
+    });
     let mut open = BTreeMap::new();
     if let Some(barred) = memory.positions.row(0) {
         let words = barred.words.iter().enumerate();
@@ -109,7 +135,7 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
         flags: settings.flags,
         timers: settings.timers,
         sources: sources.collect(),
-        private_ranges: private.collect(),
+        private_ranges: prefixes(&maps.private_ranges)?,
         policies: filled(maps.policies.all()?.into_iter().map(|row| row.0)),
         blocks: filled(maps.blocks.all()?.into_iter().map(|row| row.0)),
         open,
@@ -117,6 +143,16 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
         taken: BTreeSet::new(),
         vips: maps.vips.all()?.into_iter().map(|(address, _)| address).collect(),
         muxes: maps.muxes.all()?.into_iter().map(|(address, _)| address).collect(),
+        tags: Tags {
+            epoch: settings.tag_epoch,
+            keys: HiddenKeys(settings.tag_keys),
+            check: settings.flags & agent_flag::CHECK_TAGS != 0,
+            // What a mux does with them.
+            tag: false,
+            second: false,
+        },
+        internal: prefixes(&maps.internal)?,
+        allowed_sources: allowed.collect(),
         services: maps.services.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
         endpoints: filled(maps.endpoints.all()?.into_iter().map(|row| row.0)),
         quotas: maps.quotas.all()?.into_iter().map(|(key, row)| (key, row.0)).collect(),
@@ -143,6 +179,7 @@ pub fn edit_mux(maps: &mut MuxMaps, edit: &MuxEdit) -> Result<(), TableError> {
         MuxEdit::Rule(key, Some(row)) => maps.rules.set(&Raw(*key), &Raw(*row)),
         MuxEdit::Rule(key, None) => maps.rules.remove(&Raw(*key)),
         MuxEdit::Maglev(index, row) => maps.maglev.set(*index, &Raw(*row)),
+        MuxEdit::Internal(net, present) => edit_prefix(&mut maps.internal, *net, *present),
         MuxEdit::AllowedSource(rule, net, present) => {
             let key = AllowedSource { rule: rule.to_be_bytes(), source: net.network().octets() };
             let bits = RULE_BITS + u32::from(net.prefix_len());
@@ -154,6 +191,8 @@ pub fn edit_mux(maps: &mut MuxMaps, edit: &MuxEdit) -> Result<(), TableError> {
     }
 }
 
+/// Bits of the Service port in front of an allowed source.
+const SERVICE_BITS: u32 = 64;
 /// Bits of the rule's id in front of an allowed source.
 const RULE_BITS: u32 = 32;
 
@@ -183,6 +222,14 @@ pub fn read_mux(maps: &MuxMaps) -> Result<MuxTables, TableError> {
         keepers: filled(maps.keepers.all()?),
         rules: maps.rules.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
         maglev: filled(maps.maglev.all()?.into_iter().map(|row| row.0)),
+        tags: Tags {
+            epoch: settings.tag_epoch,
+            keys: HiddenKeys(settings.tag_keys),
+            tag: settings.flags & mux_flag::TAG != 0,
+            second: settings.flags & mux_flag::SECOND_KEY != 0,
+            check: settings.flags & mux_flag::CHECK_TAGS != 0,
+        },
+        internal: prefixes(&maps.internal)?,
         allowed_sources: allowed.collect(),
     })
 }

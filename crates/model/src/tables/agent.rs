@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
 
 use datapath::limits::{
-    ALLOWANCES_ROWS, BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, PRIVATE_RANGES_MAX, QUOTAS_MAX,
-    SEGMENTS_MAX, VIPS_MAX,
+    ALLOWANCES_ROWS, ALLOWED_SOURCES_MAX, BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX,
+    PRIVATE_RANGES_MAX, QUOTAS_MAX, SEGMENTS_MAX, VIPS_MAX,
 };
 use datapath::tables::{
     Block, Endpoint, Policy, Quota, RuleKey, Segment, Service, Source, Ticks, Timers, Translation,
@@ -14,7 +14,7 @@ use datapath::tables::{
 };
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Address, TablesError, changed, gone, octets};
+use super::{Address, TablesError, changed, gone, internal_ranges, octets};
 use crate::addresses::existing;
 use crate::backends::public_rules;
 use crate::cluster::{FlowTimers, IcmpEcho, LastHop, Quotas};
@@ -24,6 +24,7 @@ use crate::method::{Method, Protocol};
 use crate::objects::Objects;
 use crate::places::{Runs, places};
 use crate::runtime::{NodeNetwork, NodeOutbound};
+use crate::tags::Tags;
 
 /// Blocks whose positions share a word of a bitmap over positions: 64 positions / 8.
 const BLOCKS_PER_WORD: u32 = 8;
@@ -75,6 +76,12 @@ pub struct AgentTables {
     pub vips: BTreeSet<Address>,
     /// Muxes that wrapped packets come from.
     pub muxes: BTreeSet<Address>,
+    /// Keys of their tags.
+    pub tags: Tags,
+    /// Pods, nodes and muxes: nothing comes in from them.
+    pub internal: BTreeSet<Ipv4Net>,
+    /// Who may use restricted Service ports.
+    pub allowed_sources: BTreeSet<(RuleKey<Address>, Ipv4Net)>,
     /// Service ports that pods of this node serve.
     pub services: BTreeMap<RuleKey<Address>, Service>,
     /// The pods, in runs.
@@ -104,6 +111,10 @@ pub enum AgentEdit {
     Vip(Address, bool),
     /// `muxes`: present or not.
     Mux(Address, bool),
+    /// `internal_ranges`: present or not.
+    Internal(Ipv4Net, bool),
+    /// `allowed_sources`: Service port, sources, present or not.
+    AllowedSource(RuleKey<Address>, Ipv4Net, bool),
     /// `services`
     Service(RuleKey<Address>, Option<Service>),
     /// `endpoints`
@@ -134,10 +145,14 @@ pub fn agent_tables(
     if offered < present.epoch {
         return Err(TablesError::StaleEpoch { kind, name, applied: present.epoch, offered });
     }
+    let tags = Tags::of(objects, present.tags);
+    let check_tags = if tags.check { agent_flag::CHECK_TAGS } else { 0 };
     let mut tables = AgentTables {
         epoch: offered,
         node: octets(address),
-        flags: flags(objects, network),
+        flags: flags(objects, network) | check_tags,
+        tags,
+        internal: internal_ranges(objects),
         timers: objects.cluster().timers.rows(),
         sources: sources(objects, node, network, address),
         private_ranges: untranslated(objects),
@@ -441,6 +456,13 @@ impl AgentTables {
             }
             let Some(first) = runs.place(endpoints) else { continue };
             let mut flags = 0;
+            if let Some(sources) = rule.allowed_sources {
+                flags |= rule_flag::RESTRICTED;
+                let room =
+                    (ALLOWED_SOURCES_MAX as usize).saturating_sub(self.allowed_sources.len());
+                let sources = sources.into_iter().map(|net| (key, net.trunc()));
+                self.allowed_sources.extend(sources.take(room));
+            }
             if rule.client_affinity {
                 flags |= rule_flag::CLIENT_AFFINITY;
             }
@@ -516,6 +538,10 @@ impl AgentTables {
         }
         edits.extend(self.vips.difference(&present.vips).map(|vip| AgentEdit::Vip(*vip, true)));
         edits.extend(self.muxes.difference(&present.muxes).map(|mux| AgentEdit::Mux(*mux, true)));
+        let internal = self.internal.difference(&present.internal);
+        edits.extend(internal.map(|net| AgentEdit::Internal(*net, true)));
+        let allowed = self.allowed_sources.difference(&present.allowed_sources);
+        edits.extend(allowed.map(|(key, net)| AgentEdit::AllowedSource(*key, *net, true)));
         let added = self.private_ranges.difference(&present.private_ranges);
         edits.extend(added.map(|net| AgentEdit::PrivateRange(*net, true)));
         let frontends = changed(&present.frontends, &self.frontends);
@@ -558,6 +584,10 @@ impl AgentTables {
         edits.extend(blocks.map(|index| AgentEdit::Block(*index, Block::default())));
         let frontends = gone(&present.frontends, &self.frontends);
         edits.extend(frontends.map(|index| AgentEdit::Frontend(*index, Address::default())));
+        let allowed = present.allowed_sources.difference(&self.allowed_sources);
+        edits.extend(allowed.map(|(key, net)| AgentEdit::AllowedSource(*key, *net, false)));
+        let internal = present.internal.difference(&self.internal);
+        edits.extend(internal.map(|net| AgentEdit::Internal(*net, false)));
         let removed = present.private_ranges.difference(&self.private_ranges);
         edits.extend(removed.map(|net| AgentEdit::PrivateRange(*net, false)));
         edits.extend(present.muxes.difference(&self.muxes).map(|mux| AgentEdit::Mux(*mux, false)));
@@ -592,6 +622,10 @@ impl AgentTables {
             AgentEdit::Open(word, bits) => put(&mut self.open, word, bits),
             AgentEdit::Frontend(index, address) => put(&mut self.frontends, index, address),
             AgentEdit::Vip(vip, present) => set(&mut self.vips, vip, *present),
+            AgentEdit::Internal(net, present) => set(&mut self.internal, net, *present),
+            AgentEdit::AllowedSource(key, net, present) => {
+                set(&mut self.allowed_sources, &(*key, *net), *present);
+            }
             AgentEdit::Mux(mux, present) => set(&mut self.muxes, mux, *present),
             AgentEdit::Service(key, Some(row)) => drop(self.services.insert(*key, *row)),
             AgentEdit::Service(key, None) => drop(self.services.remove(key)),

@@ -11,7 +11,7 @@ use datapath::limits::{
 use datapath::tables::{LeftoverKey, NearVip, Node, Owners, Rule, RuleKey, Vip, owner, rule_flag};
 use ipnet::Ipv4Net;
 
-use super::{Address, TablesError, changed, gone, octets};
+use super::{Address, TablesError, changed, gone, internal_ranges, octets};
 use crate::addresses::existing;
 use crate::backends::public_rules;
 use crate::lease::{LeaseState, Millis};
@@ -20,6 +20,7 @@ use crate::objects::Objects;
 use crate::places::{Runs, places};
 use crate::reconcile::listeners;
 use crate::runtime::{MuxNetwork, fingerprint};
+use crate::tags::Tags;
 
 /// Blocks, or Maglev entries, in a row.
 const PER_ROW: u32 = 4;
@@ -51,6 +52,10 @@ pub struct MuxTables {
     pub rules: BTreeMap<RuleKey<Address>, Rule>,
     /// Maglev tables, by row.
     pub maglev: BTreeMap<u32, Owners>,
+    /// Keys of the tags of wrapped packets.
+    pub tags: Tags,
+    /// Pods, nodes and muxes: nothing comes in from them.
+    pub internal: BTreeSet<Ipv4Net>,
     /// Who may connect, by rule.
     pub allowed_sources: BTreeSet<(u32, Ipv4Net)>,
 }
@@ -76,6 +81,8 @@ pub enum MuxEdit {
     Rule(RuleKey<Address>, Option<Rule>),
     /// `maglev`
     Maglev(u32, Owners),
+    /// `internal_ranges`: present or not.
+    Internal(Ipv4Net, bool),
     /// `allowed_sources`: rule, sources, present or not.
     AllowedSource(u32, Ipv4Net, bool),
 }
@@ -108,6 +115,8 @@ pub fn mux_tables(
         address: octets(address),
         gateway: network.spec.gateway,
         muxes: muxes(objects, |_| true),
+        tags: Tags::of(objects, present.tags),
+        internal: internal_ranges(objects),
         keepers: keepers(&muxes(objects, |mux| mux.status.ready && mux.is_live(now))),
         ..MuxTables::default()
     };
@@ -295,6 +304,8 @@ impl MuxTables {
         let mut edits = Vec::new();
         let sources = self.allowed_sources.difference(&present.allowed_sources);
         edits.extend(sources.map(|(rule, net)| MuxEdit::AllowedSource(*rule, *net, true)));
+        let internal = self.internal.difference(&present.internal);
+        edits.extend(internal.map(|net| MuxEdit::Internal(*net, true)));
         let nodes = changed(&present.nodes, &self.nodes);
         edits.extend(nodes.map(|(index, node)| MuxEdit::Node(*index, *node)));
         let muxes = self.muxes.difference(&present.muxes);
@@ -326,6 +337,8 @@ impl MuxTables {
         edits.extend(maglev.map(|row| MuxEdit::Maglev(*row, Owners::default())));
         let keepers = gone(&present.keepers, &self.keepers);
         edits.extend(keepers.map(|row| MuxEdit::Keeper(*row, Address::default())));
+        let internal = present.internal.difference(&self.internal);
+        edits.extend(internal.map(|net| MuxEdit::Internal(*net, false)));
         let muxes = present.muxes.difference(&self.muxes);
         edits.extend(muxes.map(|address| MuxEdit::Mux(*address, false)));
         let leftovers = gone(&present.leftovers, &self.leftovers);
@@ -364,6 +377,8 @@ impl MuxTables {
                 self.maglev.remove(row);
             }
             MuxEdit::Maglev(row, entries) => drop(self.maglev.insert(*row, *entries)),
+            MuxEdit::Internal(net, true) => drop(self.internal.insert(*net)),
+            MuxEdit::Internal(net, false) => drop(self.internal.remove(net)),
             MuxEdit::AllowedSource(rule, net, true) => {
                 self.allowed_sources.insert((*rule, *net));
             }
