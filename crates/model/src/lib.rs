@@ -23,6 +23,7 @@ pub mod objects;
 mod places;
 pub mod planner;
 pub mod pods;
+mod pools;
 mod ports;
 pub mod reconcile;
 pub mod resources;

@@ -18,6 +18,7 @@ use super::state::State;
 use super::{Change, ClusterPlan, FINALIZER, Plan, PlanInput, ServicePlan};
 use crate::cluster::{PublicIPAddress, PublicIPPool};
 use crate::kubernetes::{LoadBalancerIngress, LoadBalancerStatus, Node, Service};
+use crate::pools::Occupied;
 use crate::resources::Resources;
 
 /// Makes a plan: one whole step.
@@ -65,7 +66,7 @@ impl Planner {
         let mut step = Plan::default();
         let mut config = std::mem::take(&mut input.config);
         aks::settle_config(&mut config, &input, &mut step);
-        let mut pool = read_pools(&input.pools, &mut step);
+        let mut pool = read_pools(&input, &mut step);
         input.taken.iter().for_each(|address| pool.take(*address));
         let mut state = State::read(std::mem::take(&mut input.resources), &config, pool);
         for node in &input.nodes {
@@ -643,11 +644,12 @@ fn is_ours(service: &Service) -> bool {
 }
 
 /// The pool of public addresses; a bad one is refused and the others are used.
-fn read_pools(pools: &[PublicIPPool], step: &mut Plan) -> Pool {
-    if pools.is_empty() {
+fn read_pools(input: &PlanInput, step: &mut Plan) -> Pool {
+    if input.pools.is_empty() {
         return Pool::read(DEFAULT_POOLS).unwrap_or_default();
     }
-    let mut sorted: Vec<&PublicIPPool> = pools.iter().collect();
+    let occupied = Occupied::of(input.cluster.as_ref().map(|cluster| &cluster.spec), &input.nodes);
+    let mut sorted: Vec<&PublicIPPool> = input.pools.iter().collect();
     sorted.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     let mut prefixes = Vec::new();
     for pool in sorted {
@@ -658,8 +660,9 @@ fn read_pools(pools: &[PublicIPPool], step: &mut Plan) -> Pool {
                 "PublicIPPool {name}: spec.prefixes is empty: list CIDRs or addresses"
             ));
         }
-        match Pool::read(own.iter().copied()) {
-            Ok(_) => prefixes.extend(own),
+        let readable = Pool::read(own.iter().copied());
+        match readable.and_then(|_| occupied.conflict(pool).map_or(Ok(()), Err)) {
+            Ok(()) => prefixes.extend(own),
             Err(why) => step.refused.push(format!("PublicIPPool {name}: spec.prefixes: {why}")),
         }
     }
