@@ -64,7 +64,7 @@ fuzz: setup ## random packets, manifests, cloud-configs and storms, long (ITERAT
 mutants: ## take the packet path and the leases apart, piece by piece: a test must fail (cargo-mutants)
 	mkdir -p target/leases
 	-$(CARGO) mutants --package datapath --no-shuffle --timeout 60 --output target \
-		$(addprefix --file crates/datapath/src/,flow.rs fragment.rs icmp.rs ingress.rs egress.rs) \
+		$(addprefix --file crates/datapath/src/,flow.rs fragment.rs icmp.rs ingress.rs egress.rs search.rs quota.rs) \
 		--cargo-arg=--locked $(addprefix --cargo-arg=--test=,cases ports rfc)
 	-PROPTEST_CASES=32 $(CARGO) mutants --package model --no-shuffle --timeout 60 \
 		--output target/leases --cargo-arg=--locked \

@@ -5,10 +5,12 @@ use crate::tables::Row;
 /// How jiffies, the number of times that the kernel's timer has ticked, become nanoseconds of the
 /// monotonic clock. The kernel advances both in the same moment, and a program reads jiffies
 /// without a call into the kernel.
+///
+/// The default is for kernels whose jiffies lag behind: there a program asks for the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Clock {
-    /// Nanoseconds from one jiffy to the next.
+    /// Nanoseconds from one jiffy to the next; 0 where jiffies cannot be gone by.
     pub jiffy: u64,
     /// What the monotonic clock would have shown before the first jiffy; wraps.
     pub offset: u64,
@@ -18,6 +20,12 @@ impl Clock {
     /// The clock of a kernel that shows `now` after `jiffies`.
     pub const fn new(jiffy: u64, jiffies: u64, now: u64) -> Clock {
         Clock { jiffy, offset: now.wrapping_sub(jiffies.wrapping_mul(jiffy)) }
+    }
+
+    /// Whether the time can be told by jiffies.
+    #[inline(always)]
+    pub const fn goes_by_jiffies(&self) -> bool {
+        self.jiffy != 0
     }
 
     /// The time after so many jiffies, in nanoseconds.

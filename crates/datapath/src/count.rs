@@ -117,6 +117,8 @@ counters! {
         ProtocolInUse = "protocol_in_use",
         /// Of no known flow, while flows are carried over to another table.
         Held = "held",
+        /// The client's port, and every other one tried for it, is in use towards the pods.
+        ClientPortInUse = "client_port_in_use",
         /// A wrapped packet whose tag shows that no mux of this cluster has sent it.
         WrongTag = "wrong_tag",
         /// From the outside, with a pod, a node or a mux as source.
@@ -157,6 +159,8 @@ counters! {
         ToldTooBig = "told_too_big",
         /// A FIN or RST whose number neither end would accept went on without ending its flow.
         EndDoubted = "end_doubted",
+        /// A client got another port towards a pod, since its own is in use there.
+        ClientPortMoved = "client_port_moved",
     }
 }
 

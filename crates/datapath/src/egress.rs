@@ -58,7 +58,7 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
                 let now = Ticks::from_nanoseconds(now);
                 fragment::keep(tables, &headers, Side::Egress, way.address, now);
             }
-            Ok(change(packet, &headers, way.address, way.port, settings))
+            Ok(change(packet, &headers, &way, settings))
         }
         Kind::Unchanged => Ok(Verdict::Pass(way.pass)),
         Kind::Refused => {
@@ -78,6 +78,7 @@ struct Way {
     kind: Kind,
     address: Address,
     port: [u8; 2],
+    far_port: [u8; 2],
     pass: Pass,
     reason: Drop,
     policy: u8,
@@ -85,7 +86,7 @@ struct Way {
 
 #[derive(Clone, Copy)]
 enum Kind {
-    /// Under `address` and `port`.
+    /// Under `address` and `port`, to `far_port`.
     As,
     /// As it is, because of `pass`.
     Unchanged,
@@ -100,14 +101,15 @@ impl Way {
         kind: Kind::Dropped,
         address: [0; 4],
         port: [0; 2],
+        far_port: [0; 2],
         pass: Pass::NotIp,
         reason: Drop::Malformed,
         policy: 0,
     };
 
     #[inline(always)]
-    const fn leave_as(address: Address, port: [u8; 2]) -> Way {
-        Way { kind: Kind::As, address, port, ..Way::NONE }
+    const fn leave_as(address: Address, port: [u8; 2], far_port: [u8; 2]) -> Way {
+        Way { kind: Kind::As, address, port, far_port, ..Way::NONE }
     }
 
     #[inline(always)]
@@ -141,12 +143,12 @@ fn way<T: AgentTables<V4>>(
             if let Some(half) = tables.flow(&key)
                 && flow::meets(tables, settings, &key, half, headers, ticks)
             {
-                return Way::leave_as(half.address, half.port);
+                return Way::leave_as(half.address, half.port, half.far_port(headers.target_port));
             }
         }
         Transport::Fragment => {
             if let Some(address) = fragment::address(tables, headers, Side::Egress, ticks) {
-                return Way::leave_as(address, [0; 2]);
+                return Way::leave_as(address, [0; 2], headers.target_port);
             }
         }
         Transport::IcmpError | Transport::IcmpOther => {}
@@ -246,9 +248,7 @@ fn error<P: Packet + ?Sized, T: AgentTables<V4>>(
         return None;
     }
     let half = tables.flow(&inner.key(Side::Egress))?;
-    let (address, port) = (half.address, half.port);
-    icmp::translate(packet, headers, &inner, End::Source, address, port, 0)
-        .map(Verdict::RewriteError)
+    icmp::translate(packet, headers, &inner, End::Source, half, 0).map(Verdict::RewriteError)
 }
 
 /// The change to a packet that leaves under another address.
@@ -256,15 +256,15 @@ fn error<P: Packet + ?Sized, T: AgentTables<V4>>(
 fn change<P: Packet + ?Sized>(
     packet: &P,
     headers: &Headers<V4>,
-    address: Address,
-    port: [u8; 2],
+    way: &Way,
     settings: &AgentSettings<Address>,
 ) -> Verdict<V4> {
     Verdict::Rewrite(Rewrite {
         unwrap: false,
         end: End::Source,
-        address: Change { old: headers.source, new: address },
-        port: Change { old: headers.source_port, new: port },
+        address: Change { old: headers.source, new: way.address },
+        port: Change { old: headers.source_port, new: way.port },
+        far_port: Change { old: headers.target_port, new: way.far_port },
         at: Places::ipv4(headers, End::Source, 0),
         segment: lower_segment(packet, headers, settings.mss_max),
         event: Event::TranslatedOut,
@@ -308,7 +308,7 @@ fn open<T: AgentTables<V4>>(
     let search = Search::new(tables, settings, headers, index, policy, now);
     let (end, found) = tables.repeat(STEPS, search);
     match end {
-        Outcome::Found => Way::leave_as(found.address, found.port),
+        Outcome::Found => Way::leave_as(found.address, found.port, headers.target_port),
         Outcome::Lost => Way::dropped(Drop::NoFlow),
         Outcome::TableFull => Way::refused(Drop::FlowTableFull, index),
         Outcome::Looking | Outcome::Full if headers.transport == Transport::Other => {

@@ -224,9 +224,15 @@ pub fn can_be_reset<A>(half: &Flow<A>, peer: &Flow<A>, protocol: u8) -> bool {
 
 /// Time since the half's last packet. A clock reading from another CPU may lie a little ahead.
 #[inline(always)]
-fn age<A>(half: &Flow<A>, now: Ticks) -> Ticks {
+pub fn age<A>(half: &Flow<A>, now: Ticks) -> Ticks {
     let age = now.since(Ticks(half.last_seen.get()));
     if age.0 > u32::MAX / 2 { Ticks(0) } else { age }
+}
+
+/// Whether a connection was reset, so that neither end knows of it any more.
+#[inline(always)]
+pub(crate) fn is_reset<A>(half: &Flow<A>, peer: &Flow<A>) -> bool {
+    (half.marks.get() | peer.marks.get()) & mark::RST != 0
 }
 
 /// Whether either half has seen the connection's end.
@@ -292,16 +298,9 @@ fn judge<T: AgentTables<V4>>(
     now: Ticks,
 ) -> bool {
     let Some(settings) = tables.settings() else { return false };
-    let peer_key = key.peer(half.address, half.port);
-    let peer = tables.flow(&peer_key);
+    let peer = tables.flow(&key.peer(half));
     if expired(half, peer, key.protocol, settings, now) {
-        let (kind, position) = (half.kind, half.position as u32);
-        tables.remove_flow(&peer_key);
-        tables.remove_flow(key);
-        if kind == FlowKind::Outbound as u8 {
-            let remote = if key.side == Side::Egress as u8 { key } else { &peer_key };
-            release(tables, remote.target, remote.target_port, key.protocol, position);
-        }
+        remove(tables, key, half);
         return false;
     }
     let mut believed = true;
@@ -325,6 +324,19 @@ fn judge<T: AgentTables<V4>>(
     }
     see(half, headers, now, believed);
     true
+}
+
+/// Removes a flow, both halves, and gives its port back.
+#[inline(always)]
+pub(crate) fn remove<T: AgentTables<V4>>(tables: &T, key: &FlowKey<Address>, half: &Flow<Address>) {
+    let peer_key = key.peer(half);
+    let (kind, position) = (half.kind, half.position as u32);
+    tables.remove_flow(&peer_key);
+    tables.remove_flow(key);
+    if kind == FlowKind::Outbound as u8 {
+        let remote = if key.side == Side::Egress as u8 { key } else { &peer_key };
+        release(tables, remote.target, remote.target_port, key.protocol, position);
+    }
 }
 
 /// Gives a position back to its destination's row, if it has one.

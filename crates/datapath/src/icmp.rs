@@ -9,15 +9,15 @@ use crate::{
     V4, checksum,
     packet::{ETHERNET, Headers, Packet, field},
     protocol,
-    tables::{FlowKey, Side},
+    tables::{Flow, FlowKey, Side},
     verdict::{Change, End},
 };
 
 type Address = [u8; 4];
 
-/// Words that translating an error can change: two of the inner address, the inner port, the
+/// Words that translating an error can change: two of the inner address, both inner ports, the
 /// inner IP and transport checksums, and the ICMP checksum.
-pub const WORDS: usize = 6;
+pub const WORDS: usize = 7;
 
 /// The packet that an error carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,8 +133,8 @@ pub struct ErrorRewrite {
     pub words: [Word; WORDS],
 }
 
-/// Translates an error: the outer `end` and, in the inner packet, the other end, both to
-/// `address`; the inner port to `port`.
+/// Translates an error about a packet of the flow with this half: the outer `end` and, in the inner
+/// packet, the other end, to the half's address; the inner ports to the half's.
 ///
 /// Nothing where the packet ends before what must change.
 #[inline(always)]
@@ -143,17 +143,18 @@ pub fn translate<P: Packet + ?Sized>(
     headers: &Headers<V4>,
     inner: &Inner,
     end: End,
-    address: Address,
-    port: [u8; 2],
+    half: &Flow<Address>,
     shift: usize,
 ) -> Option<ErrorRewrite> {
+    let (address, port) = (half.address, half.port);
     // An error that goes out is about a packet that came in: our end is its destination.
     let ours_is_target = matches!(end, End::Source);
-    let (old, old_port) = if ours_is_target {
-        (inner.target, inner.target_port)
+    let (old, old_port, old_far) = if ours_is_target {
+        (inner.target, inner.target_port, inner.source_port)
     } else {
-        (inner.source, inner.source_port)
+        (inner.source, inner.source_port, inner.target_port)
     };
+    let far = half.far_port(old_far);
     let echo = inner.protocol == protocol::ICMP;
     let has_ports = matches!(inner.protocol, protocol::TCP | protocol::UDP | protocol::ICMP);
     let address_at = inner.ip + if ours_is_target { 16 } else { 12 };
@@ -163,6 +164,8 @@ pub fn translate<P: Packet + ?Sized>(
             (false, true) => 2,
             (false, false) => 0,
         };
+    let far_at = inner.l4 + if ours_is_target { 0 } else { 2 };
+    let ports = [(old_port, port), (old_far, far)];
     let mut outer_sum = u16::from_be_bytes(packet.read::<2>(headers.l4 + 2)?);
     let ip_sum = u16::from_be_bytes(packet.read::<2>(inner.ip + 10)?);
 
@@ -177,8 +180,9 @@ pub fn translate<P: Packet + ?Sized>(
         outer_sum = checksum::replace(outer_sum, old, new);
     }
     outer_sum = checksum::replace(outer_sum, ip_sum, new_ip_sum);
-    outer_sum =
-        checksum::replace(outer_sum, u16::from_be_bytes(old_port), u16::from_be_bytes(port));
+    for (old, new) in ports {
+        outer_sum = checksum::replace(outer_sum, u16::from_be_bytes(old), u16::from_be_bytes(new));
+    }
 
     // The inner transport checksum, where the error carries it and it says something.
     let l4_sum_at = inner.l4
@@ -204,7 +208,10 @@ pub fn translate<P: Packet + ?Sized>(
                     );
                 }
             }
-            new = checksum::replace(new, u16::from_be_bytes(old_port), u16::from_be_bytes(port));
+            for (old, new_port) in ports {
+                let (old, new_port) = (u16::from_be_bytes(old), u16::from_be_bytes(new_port));
+                new = checksum::replace(new, old, new_port);
+            }
             if inner.protocol == protocol::UDP && new == 0 {
                 new = 0xffff;
             }
@@ -225,6 +232,7 @@ pub fn translate<P: Packet + ?Sized>(
             Word { at: at(address_at), new: [address[0], address[1]] },
             Word { at: at(address_at + 2), new: [address[2], address[3]] },
             Word { at: if has_ports { at(port_at) } else { 0 }, new: port },
+            Word { at: if far != old_far { at(far_at) } else { 0 }, new: far },
             Word { at: at(inner.ip + 10), new: new_ip_sum.to_be_bytes() },
             l4_word,
             Word { at: at(headers.l4 + 2), new: outer_sum.to_be_bytes() },

@@ -1,16 +1,14 @@
 //! The decision about a packet that arrives at the node.
 
-use core::cell::Cell;
-
 use crate::{
     Drop, Event, Pass, V4,
-    agent::{AgentTables, NotInserted},
-    flow, fragment, gue, hash, icmp,
+    agent::AgentTables,
+    flow, fragment, gue, icmp,
+    inbound::{self, Opening},
     packet::{self, ETHERNET_IPV4, Headers, Packet, Transport},
     protocol,
-    tables::{
-        AgentSettings, Flow, FlowKey, FlowKind, RuleKey, Side, Ticks, agent_flag, mark, rule_flag,
-    },
+    search::Outcome,
+    tables::{AgentSettings, FlowKey, RuleKey, Side, Ticks, agent_flag, rule_flag},
     verdict::{Change, End, Places, Rewrite, Verdict},
 };
 
@@ -65,7 +63,9 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         Transport::IcmpOther => return Err(Drop::IcmpType),
         Transport::Fragment => {
             return match fragment::address(tables, &headers, Side::Ingress, ticks) {
-                Some(address) => Ok(rewrite(tables, &headers, address, [0; 2], ticks)),
+                Some(address) => {
+                    Ok(rewrite(tables, &headers, address, [0; 2], headers.source_port, ticks))
+                }
                 None => Err(Drop::Fragment),
             };
         }
@@ -74,7 +74,8 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     if let Some(half) = tables.flow(&key)
         && flow::meets(tables, settings, &key, half, &headers, ticks)
     {
-        return Ok(rewrite(tables, &headers, half.address, half.port, ticks));
+        let far_port = half.far_port(headers.source_port);
+        return Ok(rewrite(tables, &headers, half.address, half.port, far_port, ticks));
     }
     if headers.transport == Transport::Other {
         return Err(Drop::Protocol);
@@ -88,6 +89,7 @@ fn rewrite<T: AgentTables<V4>>(
     headers: &Headers<V4>,
     address: Address,
     port: [u8; 2],
+    far_port: [u8; 2],
     now: Ticks,
 ) -> Verdict<V4> {
     if headers.fragment && headers.transport != Transport::Fragment {
@@ -98,6 +100,7 @@ fn rewrite<T: AgentTables<V4>>(
         end: End::Target,
         address: Change { old: headers.target, new: address },
         port: Change { old: headers.target_port, new: port },
+        far_port: Change { old: headers.source_port, new: far_port },
         at: Places::ipv4(headers, End::Target, gue::OVERHEAD),
         segment: None,
         event: Event::TranslatedIn,
@@ -116,8 +119,7 @@ fn error<P: Packet + ?Sized, T: AgentTables<V4>>(
         return Err(Drop::IcmpNoFlow);
     }
     let Some(half) = tables.flow(&inner.key(Side::Ingress)) else { return Err(Drop::IcmpNoFlow) };
-    let (address, port) = (half.address, half.port);
-    icmp::translate(packet, headers, &inner, End::Target, address, port, gue::OVERHEAD)
+    icmp::translate(packet, headers, &inner, End::Target, half, gue::OVERHEAD)
         .map(Verdict::RewriteError)
         .ok_or(Drop::Malformed)
 }
@@ -173,72 +175,18 @@ fn inbound<T: AgentTables<V4>>(
         return Err(Drop::NoFlow);
     }
     let Some(service) = service else { return Err(Drop::NoFlow) };
-    let (address, port, index) = if settings.flags & agent_flag::LAST_HOP_KUBE_PROXY != 0 {
-        (headers.target, headers.target_port, 0)
-    } else {
-        if service.count == 0 {
-            return Err(Drop::NoEndpoint);
-        }
-        let affinity = service.flags & rule_flag::CLIENT_AFFINITY != 0;
-        let hash = crate::mux::flow_hash(headers, settings.seed[0], affinity);
-        let index = service.first + hash::below((hash >> 32) as u32, service.count);
-        let Some(endpoint) = tables.endpoint(index) else { return Err(Drop::NoEndpoint) };
-        (endpoint.address, endpoint.port, index)
-    };
-    let generation = hash::secret(settings.seed, [now, headers.sequence as u64]) as u32;
-    let half = |address, port, marks| Flow {
-        address,
-        port,
-        kind: FlowKind::Inbound as u8,
-        policy: 0,
-        generation,
-        last_seen: Cell::new(ticks.0),
-        marks: Cell::new(marks),
-        idle: service.idle,
-        position: index as u16,
-        sequence: Cell::new(0),
-        acknowledgement: Cell::new(0),
-    };
-    let kept = if service.flags & rule_flag::TCP_RESET != 0 { mark::TCP_RESET } else { 0 };
-    let inward = half(address, port, kept);
-    flow::see(&inward, headers, ticks, true);
-    let outward_key = key.peer(address, port);
-    let outward = || half(headers.target, headers.target_port, kept);
-    match tables.insert_flow(&outward_key, outward()) {
-        Ok(()) => {}
-        Err(NotInserted::Full) => return Err(Drop::FlowTableFull),
-        Err(NotInserted::Exists) => {
-            // The client reached the same pod by another VIP or a flow of the pod's own, with the
-            // very same ports. If that flow is over, its entries make room.
-            let Some(other) = tables.flow(&outward_key) else { return Err(Drop::NoFlow) };
-            let other_key = outward_key.peer(other.address, other.port);
-            if !flow::expired(other, tables.flow(&other_key), key.protocol, settings, ticks) {
-                return Err(Drop::NoFlow);
-            }
-            tables.remove_flow(&other_key);
-            tables.remove_flow(&outward_key);
-            if tables.insert_flow(&outward_key, outward()).is_err() {
-                return Err(Drop::FlowTableFull);
-            }
-        }
+    let keeps_vip = settings.flags & agent_flag::LAST_HOP_KUBE_PROXY != 0;
+    if service.count == 0 && !keeps_vip {
+        return Err(Drop::NoEndpoint);
     }
-    match tables.insert_flow(key, inward) {
-        Ok(()) => {
-            tables.count(Event::FlowIn);
-            Ok(rewrite(tables, headers, address, port, ticks))
+    let opening = Opening::new(settings, headers, service, now);
+    let (end, place) = tables.repeat(inbound::STEPS, opening);
+    match end {
+        Outcome::Found => {
+            Ok(rewrite(tables, headers, place.address, place.port, place.far_port, ticks))
         }
-        Err(problem) => {
-            match (problem, tables.flow(key)) {
-                // Another CPU opened it in the same moment, on the same pod: the hash is the same.
-                (NotInserted::Exists, Some(other)) => {
-                    Ok(rewrite(tables, headers, other.address, other.port, ticks))
-                }
-                (NotInserted::Exists, None) => Err(Drop::NoFlow),
-                (NotInserted::Full, _) => {
-                    tables.remove_flow(&outward_key);
-                    Err(Drop::FlowTableFull)
-                }
-            }
-        }
+        Outcome::Lost => Err(Drop::NoFlow),
+        Outcome::TableFull => Err(Drop::FlowTableFull),
+        Outcome::Looking | Outcome::Full => Err(Drop::ClientPortInUse),
     }
 }

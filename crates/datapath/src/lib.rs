@@ -18,6 +18,7 @@ pub mod fragment;
 pub mod gue;
 pub mod hash;
 pub mod icmp;
+pub mod inbound;
 pub mod ingress;
 pub mod mux;
 pub mod notice;

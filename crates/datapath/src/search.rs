@@ -180,7 +180,7 @@ impl Wanted {
         let Some(address) = tables.frontend(block.frontend) else { return Outcome::Looking };
         let port = block.start + (position % BLOCK_PORTS) as u16;
         let port = if self.has_ports() { port.to_be_bytes() } else { [0; 2] };
-        self.reverse = self.key.peer(address, port);
+        self.reverse = self.key.across(address, port, self.key.target_port);
         match tables.insert_flow(&self.reverse, self.reverse_half(position)) {
             Ok(()) => {
                 self.place = Place { address, port, position };
@@ -194,7 +194,7 @@ impl Wanted {
         // What stands there may be over; then its port is free.
         let Some(settings) = tables.settings() else { return Outcome::Full };
         let Some(half) = tables.flow(&self.reverse) else { return Outcome::Looking };
-        self.other = self.reverse.peer(half.address, half.port);
+        self.other = self.reverse.peer(half);
         let other = tables.flow(&self.other);
         if flow::expired(half, other, self.key.protocol, settings, self.now) {
             // The next step finds its port free.

@@ -96,7 +96,7 @@ pub struct Flow<A> {
     /// TCP flags that this direction has seen, and other marks: [`mark`].
     pub marks: Cell<u16>,
     /// Position of the port in the node's holding (block index * 8 + offset); for a flow that
-    /// came in, the endpoint's index.
+    /// came in, the endpoint's index, or the port that its far end gets ([`FlowKind::Moved`]).
     pub position: u16,
     /// End of the highest sequence number this direction has sent (TCP).
     pub sequence: Cell<u32>,
@@ -112,6 +112,9 @@ pub enum FlowKind {
     Outbound = 1,
     /// Opened from outside to a Service; the destination is translated to a pod.
     Inbound = 2,
+    /// The same, and its client's port was in use towards the pod: the client has another one
+    /// there, and each half writes the port of the far end that its packets are to bear.
+    Moved = 3,
 }
 
 /// Bits of [`Flow::marks`].
@@ -638,19 +641,40 @@ impl NearVip<[u8; 4]> {
     }
 }
 
+impl<A> Flow<A> {
+    /// The port that the far end gets in packets that bear `own` as its port.
+    #[inline(always)]
+    pub fn far_port(&self, own: [u8; 2]) -> [u8; 2] {
+        if self.kind == FlowKind::Moved as u8 { self.position.to_be_bytes() } else { own }
+    }
+}
+
 impl<A: Copy> FlowKey<A> {
-    /// The key of the other half of the flow whose half at this key writes `address` and `port`.
+    /// Port of the end that is not on this node.
+    #[inline(always)]
+    pub fn far_port(&self) -> [u8; 2] {
+        if self.side == Side::Egress as u8 { self.target_port } else { self.source_port }
+    }
+
+    /// The key of the other half of the flow whose half stands at this key.
+    #[inline(always)]
+    pub fn peer(&self, half: &Flow<A>) -> FlowKey<A> {
+        self.across(half.address, half.port, half.far_port(self.far_port()))
+    }
+
+    /// The key of the other half of a flow whose half at this key writes `address` and `port`, and
+    /// `far` as port of the far end.
     ///
     /// At egress the peer is what comes back: from the target to the translated source. At
     /// ingress it is what goes out: from the translated target to the source.
     #[inline(always)]
-    pub fn peer(&self, address: A, port: [u8; 2]) -> FlowKey<A> {
+    pub fn across(&self, address: A, port: [u8; 2], far: [u8; 2]) -> FlowKey<A> {
         let egress = self.side == Side::Egress as u8;
         FlowKey {
             source: if egress { self.target } else { address },
             target: if egress { address } else { self.source },
-            source_port: if egress { self.target_port } else { port },
-            target_port: if egress { port } else { self.source_port },
+            source_port: if egress { far } else { port },
+            target_port: if egress { port } else { far },
             protocol: self.protocol,
             side: self.side ^ 1,
             reserved: [0; 2],

@@ -42,6 +42,8 @@ pub struct Rewrite<F: Family> {
     pub address: Change<F::Address>,
     /// Port (or echo identifier) as it is and as it becomes.
     pub port: Change<[u8; 2]>,
+    /// Port of the other end, as it is and as it becomes; the same nearly always.
+    pub far_port: Change<[u8; 2]>,
     /// Where things stand.
     pub at: Places,
     /// A SYN whose maximum segment size is too large for the way back.
@@ -77,6 +79,8 @@ pub struct Places {
     pub ip_checksum: u16,
     /// The port to be changed; 0 where there is none (a later fragment, a protocol without ports).
     pub port: u16,
+    /// The port of the other end; only there where [`Rewrite::far_port`] changes.
+    pub far_port: u16,
     /// The transport checksum.
     pub l4_checksum: u16,
     /// How addresses enter into the transport checksum.
@@ -123,6 +127,7 @@ impl Places {
                 _ if source => l4,
                 _ => l4 + 2,
             },
+            far_port: if source { l4 + 2 } else { l4 },
             l4_checksum: l4
                 + match headers.protocol {
                     protocol::TCP => 16,

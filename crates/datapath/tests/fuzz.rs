@@ -32,6 +32,7 @@ fn random_traffic_keeps_the_rules() {
 /// What the tables of the random traffic keep it from, and what only the kernel knows.
 const OUT_OF_REACH: &[&str] = &[
     "adopted",
+    "client_port_in_use",
     "held",
     "icmp_echo",
     "leaving",

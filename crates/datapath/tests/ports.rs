@@ -108,7 +108,7 @@ impl Node {
     fn close(&mut self, opened: &Opened) {
         let half = self.host.tables.flow(&opened.key).expect("a live flow");
         let position = half.position;
-        let peer = opened.key.peer(half.address, half.port);
+        let peer = opened.key.peer(half);
         self.host.tables.remove_flow(&peer);
         self.host.tables.remove_flow(&opened.key);
         release(&self.host.tables, opened.key.target, opened.key.target_port, UDP, position.into());

@@ -309,14 +309,15 @@ proptest! {
         key in key(),
         address in any::<[u8; 4]>(),
         port in any::<[u8; 2]>(),
+        far in any::<[u8; 2]>(),
     ) {
-        let peer = key.peer(address, port);
+        let peer = key.across(address, port, far);
         prop_assert_ne!(peer.side, key.side);
         // The other half writes what this one took away.
         let egress = key.side == Side::Egress as u8;
         let (back, back_port) =
             if egress { (key.source, key.source_port) } else { (key.target, key.target_port) };
-        prop_assert_eq!(peer.peer(back, back_port), key);
+        prop_assert_eq!(peer.across(back, back_port, key.far_port()), key);
     }
 
     #[test]

@@ -17,12 +17,17 @@ const AFTER: u32 = 64;
 /// An RST frees its port after 15 seconds, the range rests for 120, and a busy machine is slow.
 const DRAINED_AND_RESTED: Duration = Duration::from_secs(240);
 
+/// Ports that a node may use and knows of.
 fn usable(lab: &TestLab, node: &str) -> u32 {
     let networks = lab.get("nodenetworks");
     let found = networks.iter().find(|object| object["metadata"]["name"] == node).unwrap();
     let leases = found["spec"]["leases"].as_array().into_iter().flatten();
     let usable = leases.filter(|lease| lease["state"] == "Usable");
-    usable.map(|lease| lease["length"].as_u64().unwrap() as u32).sum()
+    // A lease is an order; the ports are there once the node has carried it out.
+    match found["status"]["appliedEpoch"] == found["spec"]["epoch"] {
+        true => usable.map(|lease| lease["length"].as_u64().unwrap() as u32).sum(),
+        false => 0,
+    }
 }
 
 #[test]

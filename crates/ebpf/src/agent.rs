@@ -19,7 +19,7 @@ use aya_ebpf::{
         TC_ACT_UNSPEC,
     },
     btf_maps::lpm_trie,
-    helpers::{bpf_jiffies64, bpf_loop, bpf_skb_load_bytes},
+    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_loop, bpf_skb_load_bytes},
     macros::classifier,
     programs::TcContext,
 };
@@ -78,11 +78,18 @@ pub fn ingress(ctx: TcContext) -> i32 {
 static CLOCK: Clock = Clock { jiffy: 0, offset: 0 };
 
 /// The monotonic clock at the last jiffy. Jiffies are read where they stand; every clock
-/// of the kernel would cost a call.
+/// of the kernel would cost a call. The verifier knows the constant and drops the other way.
 #[inline(always)]
 fn clock() -> u64 {
     // SAFETY: no arguments; and the constant is read as the loader has written it.
-    unsafe { (&raw const CLOCK).read_volatile().nanoseconds(bpf_jiffies64()) }
+    unsafe {
+        let clock = (&raw const CLOCK).read_volatile();
+        if clock.goes_by_jiffies() {
+            clock.nanoseconds(bpf_jiffies64())
+        } else {
+            bpf_ktime_get_coarse_ns()
+        }
+    }
 }
 
 /// The frame, with its headers where they can be read.
@@ -148,7 +155,8 @@ fn write(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
     }
     let (old, new) = (rewrite.address.old, rewrite.address.new);
     let (old_port, new_port) = (rewrite.port.old, rewrite.port.new);
-    if old == new && old_port == new_port {
+    let far_port = rewrite.far_port;
+    if old == new && old_port == new_port && far_port.old == far_port.new {
         return Some(());
     }
     if at.port == 0 {
@@ -175,8 +183,11 @@ fn write(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
         ctx.l4_csum_replace(at.l4_checksum as usize, whole(old), whole(new), flags).ok()?;
     }
     if !matches!(at.cover, Cover::Nothing) {
-        ctx.l4_csum_replace(at.l4_checksum as usize, half(old_port), half(new_port), zero | 2)
-            .ok()?;
+        let (old, new) = ports(rewrite);
+        ctx.l4_csum_replace(at.l4_checksum as usize, old, new, zero | 4).ok()?;
+    }
+    if far_port.old != far_port.new {
+        ctx.store(at.far_port as usize, &far_port.new, 0).ok()?;
     }
     ctx.l3_csum_replace(at.ip_checksum as usize, whole(old), whole(new), 4).ok()?;
     ctx.store(at.address as usize, &new, 0).ok()?;
@@ -208,9 +219,9 @@ const TCP: usize = PORTS + 4 + 4 + 2 + 2 + 2;
 #[inline(always)]
 fn store_together<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
     let at = &rewrite.at;
-    let (address_at, port_at) = match rewrite.end {
-        End::Source => (2, 10),
-        End::Target => (6, 12),
+    let (address_at, port_at, far_port_at) = match rewrite.end {
+        End::Source => (2, 10, 12),
+        End::Target => (6, 12, 10),
     };
     let start = at.ip_checksum as usize;
     let l4_checksum = match N {
@@ -225,6 +236,7 @@ fn store_together<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Opt
     bytes[..2].copy_from_slice(&checksum::replace_address(sum, old, new).to_ne_bytes());
     bytes[address_at..address_at + 4].copy_from_slice(&new);
     bytes[port_at..port_at + 2].copy_from_slice(&rewrite.port.new);
+    bytes[far_port_at..far_port_at + 2].copy_from_slice(&rewrite.far_port.new);
     if N != PORTS {
         bytes[N - 2..].copy_from_slice(&l4_checksum.to_ne_bytes());
     }
@@ -261,7 +273,6 @@ fn l4_checksum<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option
         let pseudo = checksum::pseudo_header(old, target, protocol, length);
         is_complete = is_whole && !checksum::same(sum, pseudo);
     }
-    let [old_port, new_port] = [rewrite.port.old, rewrite.port.new].map(u16::from_ne_bytes);
     if !is_complete {
         let zero = if N == UDP { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
         let flags = BPF_F_PSEUDO_HDR as u64 | zero | 4;
@@ -269,8 +280,8 @@ fn l4_checksum<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option
         // What became of the field shows what the kernel holds it for, unless the two addresses
         // are the same to a sum.
         if checksum::same(complete, sum) {
-            let (old, new) = (old_port as u64, new_port as u64);
-            ctx.l4_csum_replace(start + N - 2, old, new, zero | 2).ok()?;
+            let (old, new) = ports(rewrite);
+            ctx.l4_csum_replace(start + N - 2, old, new, zero | 4).ok()?;
             return read(start + N - 2);
         }
         sum_now = read(start + N - 2)?;
@@ -279,7 +290,10 @@ fn l4_checksum<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option
     if !is_complete {
         return Some(sum_now);
     }
-    let sum = checksum::replace(sum_now, old_port, new_port);
+    let mut sum = sum_now;
+    for port in [&rewrite.port, &rewrite.far_port] {
+        sum = checksum::replace(sum, u16::from_ne_bytes(port.old), u16::from_ne_bytes(port.new));
+    }
     // UDP's zero stands for no checksum.
     Some(if N == UDP && sum == 0 { 0xffff } else { sum })
 }
@@ -299,6 +313,13 @@ fn write_error(ctx: &TcContext, rewrite: &ErrorRewrite) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// Both ports before and after, as one change to a checksum.
+#[inline(always)]
+fn ports(rewrite: &Rewrite<V4>) -> (u64, u64) {
+    let both = |port: [u8; 2], far: [u8; 2]| whole([port[0], port[1], far[0], far[1]]);
+    (both(rewrite.port.old, rewrite.far_port.old), both(rewrite.port.new, rewrite.far_port.new))
 }
 
 #[inline(always)]

@@ -67,7 +67,7 @@ pub struct AgentConfig {
     pub scope: String,
     /// Rows of the flow table; a flow takes two.
     pub flow_entries: u32,
-    /// How long TCP connections from before the first attach are left alone.
+    /// How long TCP connections from before the first attach are left alone; zero: not at all.
     pub adopt_for: Duration,
     /// GUE destination port.
     pub gue_port: u16,
@@ -344,8 +344,7 @@ impl<'a> Agent<'a> {
         };
         if settings.seed == [0; 2] {
             settings.seed = random_seed().context("cannot read /dev/urandom")?;
-            let adopt = u64::try_from(self.config.adopt_for.as_nanos()).unwrap_or(u64::MAX);
-            settings.adopt_until = clock::now().saturating_add(adopt);
+            settings.adopt_until = adopt_until(self.config.adopt_for);
         }
         self.set(settings)
     }
@@ -469,7 +468,7 @@ impl<'a> Agent<'a> {
         };
         for end in ended {
             let to_inside = Number::Sequence(end.inside_expects);
-            sender.send(&answer::reset(end.remote, end.inside, to_inside));
+            sender.send(&answer::reset(end.remote_inside, end.inside, to_inside));
             let to_remote = Number::Sequence(end.remote_expects);
             sender.send(&answer::reset(end.outside, end.remote, to_remote));
         }
@@ -552,6 +551,14 @@ fn runs(address: Ipv4Addr, blocks: impl Iterator<Item = u16>) -> Vec<PortRange> 
         }
     }
     ranges
+}
+
+/// Until when TCP from before is left alone, if that begins now.
+fn adopt_until(adopt_for: Duration) -> u64 {
+    if adopt_for.is_zero() {
+        return 0;
+    }
+    clock::now().saturating_add(u64::try_from(adopt_for.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn random_seed() -> std::io::Result<[u64; 2]> {

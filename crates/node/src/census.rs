@@ -283,7 +283,7 @@ mod tests {
             let forward = half(given.vip, port, given.marks.0);
             let reverse = half(POD, inside, given.marks.1);
             counting.count(&key, &forward, Some(&reverse));
-            counting.count(&key.peer(given.vip, port), &reverse, Some(&forward));
+            counting.count(&key.across(given.vip, port, key.target_port), &reverse, Some(&forward));
         }
         counting.end(tables)
     }

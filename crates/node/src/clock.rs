@@ -1,10 +1,10 @@
-//! The monotonic clock, and how the agent's programs come to read it.
+//! The clock that user space shares with the programs, and how these come to read it.
 
 use aya::{
     EbpfLoader,
     programs::{TestRun, TestRunOptions, Xdp},
 };
-use datapath::clock::Clock;
+use datapath::{clock::Clock, tables::Ticks};
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_getres, clock_gettime},
@@ -21,12 +21,25 @@ const PROGRAM: &str = "jiffies";
 const CONSTANT: &str = "CLOCK";
 /// A reading is good when no jiffy ended in it; one lasts a millisecond at least.
 const READINGS_MAX: u32 = 16;
+/// The monotonic clock's resolution where timers are of high resolution; else it is a jiffy.
+const RESOLUTION_HIGH: u64 = 1;
 /// A test run takes no frame that is shorter than an Ethernet header.
 const FRAME: [u8; 64] = [0; 64];
 
-/// The monotonic clock in nanoseconds. The programs see the same one, at the last jiffy.
+/// The programs' clock stands at the last jiffy, where that was measured, and a jiffy lasts 10 ms at
+/// most: two of them and some. The one here is that far behind [`ClockId::CLOCK_MONOTONIC_COARSE`].
+const BEHIND: u64 = 25_000_000;
+
+/// The moment, in nanoseconds of the monotonic clock: never ahead of what the programs read, and
+/// behind by a few hundredths of a second. All that user space writes as a moment, or compares with
+/// one that a program wrote, is by this clock.
 pub fn now() -> u64 {
-    read(ClockId::CLOCK_MONOTONIC)
+    read(ClockId::CLOCK_MONOTONIC_COARSE).saturating_sub(BEHIND)
+}
+
+/// The same, as flows have it.
+pub fn ticks() -> Ticks {
+    Ticks::from_nanoseconds(now())
 }
 
 fn read(clock: ClockId) -> u64 {
@@ -43,8 +56,15 @@ pub fn set<'a>(loader: &mut EbpfLoader<'a>, clock: &'a Raw<Clock>, must_exist: b
 }
 
 /// Asks the kernel for jiffies and says what time that is.
+///
+/// A kernel without high-resolution timers counts one jiffy at each interrupt of its timer,
+/// however many were missed: there the programs must ask for the time.
 pub fn measure() -> Result<Raw<Clock>, LoadError> {
-    let jiffy = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_err(LoadError::Clock)?;
+    let resolution = |clock| clock_getres(clock).map(nanoseconds).map_err(LoadError::Clock);
+    if resolution(ClockId::CLOCK_MONOTONIC)? > RESOLUTION_HIGH {
+        return Ok(Raw(Clock::default()));
+    }
+    let jiffy = resolution(ClockId::CLOCK_MONOTONIC_COARSE)?;
     let mut object = EbpfLoader::new().load(load::CLOCK_OBJECT).map_err(load::explain_object)?;
     let program = object.program_mut(PROGRAM).map(<&mut Xdp>::try_from);
     let Some(Ok(program)) = program else {
@@ -64,7 +84,7 @@ pub fn measure() -> Result<Raw<Clock>, LoadError> {
         program.test_run(options).map_err(load::explain(PROGRAM))?;
         let [a, b, c, d, e, f, g, h, ..] = out;
         let jiffies = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
-        outcome = Clock::new(nanoseconds(jiffy), jiffies, before);
+        outcome = Clock::new(jiffy, jiffies, before);
         if read(ClockId::CLOCK_MONOTONIC_COARSE) == before {
             break;
         }

@@ -103,8 +103,6 @@ fn hold(pins: &Pins) -> Result<(), TableError> {
 
 /// Rows that one call reads or writes at most.
 const BATCH_ROWS: u32 = 4096;
-/// The programs' clock may be this far behind: two ticks of the slowest kernel timer, and some.
-const CLOCK_BEHIND: Ticks = Ticks(32);
 
 /// A table in its old and its new shape.
 struct Carried {
@@ -400,12 +398,12 @@ impl Change {
             return Ok(());
         }
         if let Some(flows) = &self.flows {
-            let begun = now_as_programs_may_see_it();
+            let begun = clock::ticks();
             flows.copy()?;
             self.copied = Some(begun);
         }
         self.pins.switch()?;
-        self.swapped = Some(now_as_programs_may_see_it());
+        self.swapped = Some(clock::ticks());
         self.is_switched = true;
         Ok(())
     }
@@ -420,10 +418,6 @@ impl Change {
     pub fn end(&self) -> Result<(), PinsError> {
         self.pins.old().discard()
     }
-}
-
-fn now_as_programs_may_see_it() -> Ticks {
-    Ticks::from_nanoseconds(clock::now()).since(CLOCK_BEHIND)
 }
 
 /// The shape of a pinned table; nothing where there is none.

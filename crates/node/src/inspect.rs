@@ -126,11 +126,11 @@ impl AgentView {
     /// Counts its flows and ports, in one pass.
     pub fn census(&self) -> Result<Census, InspectError> {
         let settings = self.maps.settings.get(0)?.0;
-        let mut counting = Counting::new(&settings, Ticks::from_nanoseconds(clock::now()));
+        let mut counting = Counting::new(&settings, clock::ticks());
         self.maps.flows.each(|Raw(key), bytes| {
             let Some(half) = raw::row::<Flow<Address>>(&bytes) else { return Ok(()) };
             let peer = match key.side == Side::Egress as u8 {
-                true => self.maps.flows.get(&Raw(key.peer(half.address, half.port)))?,
+                true => self.maps.flows.get(&Raw(key.peer(&half)))?,
                 false => None,
             };
             let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
@@ -142,7 +142,7 @@ impl AgentView {
 
     /// Its flows, by inside end.
     pub fn flows(&self) -> Result<Vec<FlowView>, InspectError> {
-        let now = Ticks::from_nanoseconds(clock::now());
+        let now = clock::ticks();
         let settings = self.maps.settings.get(0)?.0;
         let mut flows = Vec::new();
         for (Raw(key), bytes) in self.maps.flows.all()? {
@@ -150,7 +150,7 @@ impl AgentView {
             if key.side != Side::Egress as u8 {
                 continue;
             }
-            let peer = self.maps.flows.get(&Raw(key.peer(half.address, half.port)))?;
+            let peer = self.maps.flows.get(&Raw(key.peer(&half)))?;
             let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
             flows.push(view(&key, &half, peer.as_ref(), &settings, now));
         }
@@ -282,8 +282,8 @@ fn view(
         is_outbound: half.kind == FlowKind::Outbound as u8,
         inside: end(key.source, key.source_port),
         outside: end(half.address, half.port),
-        remote: end(key.target, key.target_port),
-        idle_ms: milliseconds(now.since(Ticks(half.last_seen.get()))),
+        remote: end(key.target, half.far_port(key.target_port)),
+        idle_ms: milliseconds(flow::age(half, now)),
         idle_max_ms: milliseconds(Ticks(half.idle)),
         is_over: flow::expired(half, peer, key.protocol, settings, now),
         is_closed: (ours | theirs) & mark::RST != 0 || ours & theirs & mark::FIN != 0,

@@ -117,6 +117,8 @@ pub struct Ended {
     pub outside: (Address, [u8; 2]),
     /// The other end.
     pub remote: (Address, [u8; 2]),
+    /// The same, as the end on this node sees it.
+    pub remote_inside: (Address, [u8; 2]),
     /// What the end on this node expects next.
     pub inside_expects: u32,
     /// What the other end expects next.
@@ -126,11 +128,12 @@ pub struct Ended {
 fn ended(key: &FlowKey<Address>, half: &Flow<Address>, peer: &Flow<Address>) -> Ended {
     let is_egress = key.side == Side::Egress as u8;
     let (egress, ingress) = if is_egress { (half, peer) } else { (peer, half) };
-    let egress_key = if is_egress { *key } else { key.peer(half.address, half.port) };
+    let egress_key = if is_egress { *key } else { key.peer(half) };
     Ended {
         inside: (egress_key.source, egress_key.source_port),
         outside: (egress.address, egress.port),
-        remote: (egress_key.target, egress_key.target_port),
+        remote: (egress_key.target, egress.far_port(egress_key.target_port)),
+        remote_inside: (egress_key.target, egress_key.target_port),
         inside_expects: egress.acknowledgement.get(),
         remote_expects: ingress.acknowledgement.get(),
     }
@@ -211,7 +214,7 @@ impl Sweep {
     ) -> Result<(), TableError> {
         let start = spent();
         while let Some(((target, port, protocol), looked)) = self.asked.pop_front() {
-            let now = Ticks::from_nanoseconds(clock::now());
+            let now = clock::ticks();
             let is_echo = protocol == datapath::protocol::ICMP;
             let mut blocks = holding.blocks.iter().skip(looked).enumerate();
             // BOUND: the blocks of a holding, BLOCKS_MAX.
@@ -271,7 +274,7 @@ impl Sweep {
                 break;
             }
             let (rows, next) = self.flows.batch(self.cursor, BATCH_ROWS)?;
-            let now = Ticks::from_nanoseconds(clock::now());
+            let now = clock::ticks();
             for (key, bytes) in rows {
                 self.look(settings, holding, &key.0, &bytes, now)?;
             }
@@ -388,7 +391,7 @@ impl Sweep {
         half: &Flow<Address>,
         is_lost: bool,
     ) -> Result<Option<Option<Flow<Address>>>, TableError> {
-        let peer_key = Raw(key.peer(half.address, half.port));
+        let peer_key = Raw(key.peer(half));
         let Some(taken) = self.flows.take(&Raw(*key))? else { return Ok(None) };
         let is_same_flow =
             raw::row::<Flow<Address>>(&taken).is_some_and(|row| row.generation == half.generation);
@@ -480,7 +483,7 @@ fn is_over(
     if !flow::looks_idle(half, settings, now) {
         return Ok(false);
     }
-    let peer = flows.get(&Raw(key.peer(half.address, half.port)))?;
+    let peer = flows.get(&Raw(key.peer(half)))?;
     let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
     Ok(flow::expired(half, peer.as_ref(), key.protocol, settings, now))
 }
@@ -506,7 +509,6 @@ fn fingerprint_of(
     key: &FlowKey<Address>,
     half: &Flow<Address>,
 ) -> u64 {
-    let egress =
-        if key.side == Side::Egress as u8 { *key } else { key.peer(half.address, half.port) };
+    let egress = if key.side == Side::Egress as u8 { *key } else { key.peer(half) };
     fingerprint(settings, egress.target, egress.target_port, egress.protocol)
 }

@@ -21,6 +21,8 @@ use model::{
     runtime::{MuxNetwork, fingerprint},
 };
 use node::{
+    agent::AgentConfig,
+    clock,
     counters::Kind,
     inspect::{AgentView, MuxView},
     load,
@@ -73,6 +75,27 @@ fn a_node_leaves_by_its_lease_and_keeps_its_flows_over_a_restart() {
     assert_eq!(view.ports_in_use(VIP, protocol::UDP, remote).unwrap(), 1);
     let programs = wire.here(|| view.programs(UPLINK));
     assert!(programs.iter().all(|program| program.is_attached), "{programs:?}");
+}
+
+#[test]
+fn a_node_that_is_to_adopt_for_no_time_never_does() {
+    let wire = Wire::new("adopt");
+    for (scope, seconds) in [("adopt-not", 0), ("adopt", 600)] {
+        let adopt_for = Duration::from_secs(seconds);
+        let config = AgentConfig { adopt_for, ..agent_config(scope) };
+        let _uninstall = Uninstall(&wire, config.clone());
+        let cluster = Cluster::default();
+        cluster.change(|objects| {
+            objects.node_networks.insert(NODE.into(), node_with(1, 8, LeaseState::Usable));
+        });
+        let before = clock::now();
+        let _agent = start_agent(&wire, &cluster, &config);
+        eventually("the order is applied", || cluster.applied_epoch() == Some(1));
+        let settings = AgentView::open(&config.scope, NODE).unwrap().settings().unwrap().unwrap();
+        let until = |now: u64| if seconds == 0 { 0 } else { now + seconds * 1_000_000_000 };
+        let expected = until(before)..=until(clock::now());
+        assert!(expected.contains(&settings.adopt_until), "{}", settings.adopt_until);
+    }
 }
 
 #[test]

@@ -81,7 +81,9 @@ impl Tables {
         let forward = half(VIP, port, generation, position, silent);
         let reverse = half(POD, port, generation, position, silent);
         self.flows.set(&Raw(key), &forward).unwrap();
-        self.flows.set(&Raw(key.peer(VIP, port.to_be_bytes())), &reverse).unwrap();
+        self.flows
+            .set(&Raw(key.across(VIP, port.to_be_bytes(), key.target_port)), &reverse)
+            .unwrap();
         key
     }
 
@@ -98,7 +100,7 @@ impl Drop for Tables {
 
 fn half(address: Address, port: u16, generation: u32, position: u16, silent: Ticks) -> FlowBytes {
     type Half = Flow<Address>;
-    let now = Ticks::from_nanoseconds(clock::now());
+    let now = clock::ticks();
     let mut bytes: FlowBytes = [0; size_of::<Half>()];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(offset_of!(Half, address), &address);
@@ -142,7 +144,7 @@ fn a_half_that_another_flow_has_taken_over_stays() {
     let mut tables = Tables::new("newer", 4096);
     let old = tables.open(443, 2048, 0, Ticks::from_seconds(300));
     // Another flow was given the port of the old one, whose forward half is still there.
-    let reverse = old.peer(VIP, 2048u16.to_be_bytes());
+    let reverse = old.across(VIP, 2048u16.to_be_bytes(), old.target_port);
     let newer = half([10, 244, 1, 3], 5000, 77, 0, Ticks(0));
     tables.flows.set(&Raw(reverse), &newer).unwrap();
     pass(&mut tables.sweep(), &holding(2048..2112));
@@ -204,7 +206,7 @@ fn connect(tables: &mut Tables, port: u16, marks: u16, expects: [u32; 2]) {
     for side in [Side::Egress, Side::Ingress] {
         let udp = match side {
             Side::Egress => key,
-            Side::Ingress => key.peer(VIP, port.to_be_bytes()),
+            Side::Ingress => key.across(VIP, port.to_be_bytes(), key.target_port),
         };
         let mut bytes = tables.flows.take(&Raw(udp)).unwrap().unwrap();
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
@@ -231,6 +233,7 @@ fn connections_that_idle_out_are_handed_over_with_the_numbers_that_their_ends_ex
         inside: (POD, port),
         outside: (VIP, port),
         remote: ([198, 51, 100, 4], 443u16.to_be_bytes()),
+        remote_inside: ([198, 51, 100, 4], 443u16.to_be_bytes()),
         inside_expects: 7_000,
         remote_expects: 9_000,
     };

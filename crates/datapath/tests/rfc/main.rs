@@ -127,7 +127,7 @@ impl Node {
             self.host.flows().into_iter().filter(|(key, _)| key.side == Side::Egress as u8);
         for (key, row) in leaving {
             let tables = &self.host.tables;
-            let peer_key = key.peer(row.address, row.port);
+            let peer_key = row.peer(&key);
             let half = tables.flow(&key).expect("a row of the table");
             let settings = AgentTables::settings(tables).expect("settings");
             if flow::expired(half, tables.flow(&peer_key), key.protocol, settings, now) {

@@ -28,6 +28,13 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
     if at.cover != Cover::Nothing && at.port != 0 {
         sum(frame, l4, &rewrite.port.old, &rewrite.port.new, none_is_zero);
     }
+    let far = rewrite.far_port;
+    if far.old != far.new {
+        if at.cover != Cover::Nothing {
+            sum(frame, l4, &far.old, &far.new, none_is_zero);
+        }
+        put(frame, at.far_port, far);
+    }
     sum(frame, at.ip_checksum as usize, &old, &new, false);
     put(frame, at.address, rewrite.address);
     if at.port != 0 {

@@ -17,7 +17,7 @@ use datapath::{
     Drop, Event, Pass,
     count::COUNTERS,
     notice::Notice,
-    tables::{Flow, FlowKey},
+    tables::{Flow, FlowKey, FlowKind},
 };
 use tables::{Address, Tables};
 
@@ -88,6 +88,13 @@ pub struct FlowRow {
 }
 
 impl FlowRow {
+    /// The key of the other half of the flow whose half this is, at `key`.
+    pub fn peer(&self, key: &FlowKey<Address>) -> FlowKey<Address> {
+        let is_moved = self.kind == FlowKind::Moved as u8;
+        let far = if is_moved { self.position.to_be_bytes() } else { key.far_port() };
+        key.across(self.address, self.port, far)
+    }
+
     /// Reads a row.
     pub fn of(flow: &Flow<Address>) -> Self {
         FlowRow {

@@ -367,6 +367,7 @@ service 203.0.113.1:80/tcp first=0 count=3
 service 203.0.113.2:80/tcp first=0 count=2 flag=affinity flag=restricted
 allow-client 203.0.113.2:80/tcp 192.0.2.50/31
 service 203.0.113.1:53/udp first=3 count=1
+service 203.0.113.2:53/udp first=3 count=1
 service 203.0.113.1:443/tcp first=2 count=0
 endpoint 0 10.244.1.5:8080
 endpoint 1 10.244.1.6:8080

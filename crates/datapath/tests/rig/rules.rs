@@ -107,8 +107,15 @@ fn sound(hook: Hook, given: &[u8], observed: &Observed) -> Result<Option<Tuple>,
 }
 
 /// Counters that say what happened beside the verdict.
-const ON_THE_WAY: &[&str] =
-    &["flow_out", "flow_in", "mss_lowered", "port_collision", "reopened", "end_doubted"];
+const ON_THE_WAY: &[&str] = &[
+    "flow_out",
+    "flow_in",
+    "mss_lowered",
+    "port_collision",
+    "reopened",
+    "end_doubted",
+    "client_port_moved",
+];
 
 /// Nobody else's live flow has the tuple that a packet left with.
 fn own(
@@ -130,10 +137,16 @@ fn own(
         side: Side::Egress as u8,
         reserved: [0; 2],
     };
+    let back = FlowKey {
+        source: outside.target,
+        target: outside.source,
+        source_port: outside.target_port.to_be_bytes(),
+        target_port: outside.source_port.to_be_bytes(),
+        side: Side::Ingress as u8,
+        ..key
+    };
     match machine.flows().get(&key) {
-        Some(row)
-            if row.address == outside.source && row.port == outside.source_port.to_be_bytes() =>
-        {
+        Some(row) if row.peer(&key) == back => {
             Err(format!("{outside:?} is {before:?} and {inside:?} at once"))
         }
         _ => Ok(()),
@@ -163,11 +176,11 @@ fn compare_flows(machines: &mut [&mut dyn Machine]) -> Result<(), String> {
 pub fn in_order(flows: &Flows) -> Result<(), String> {
     let mut seen = BTreeSet::new();
     for (key, row) in flows {
-        let peer_key = key.peer(row.address, row.port);
+        let peer_key = row.peer(key);
         let Some(peer) = flows.get(&peer_key) else {
             return Err(format!("half a flow: {key:?} {row:?}"));
         };
-        if peer_key.peer(peer.address, peer.port) != *key || peer.kind != row.kind {
+        if peer.peer(&peer_key) != *key || peer.kind != row.kind {
             return Err(format!("the halves do not belong together: {key:?} {row:?} {peer:?}"));
         }
         let outbound = row.kind == FlowKind::Outbound as u8;

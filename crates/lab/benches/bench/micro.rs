@@ -307,7 +307,7 @@ impl Rig {
             let key = worlds::key(&traffic, flow);
             let bytes = flows.get(&Raw(key), 0)?;
             if let Some(half) = raw::row::<datapath::tables::Flow<[u8; 4]>>(&bytes) {
-                flows.remove(&Raw(key.peer(half.address, half.port)))?;
+                flows.remove(&Raw(key.peer(&half)))?;
             }
             flows.remove(&Raw(key))?;
         }

@@ -123,7 +123,7 @@ impl Node {
             if let Some(bytes) = table.take(&Raw(key))?
                 && let Some(half) = raw::row::<Flow<_>>(&bytes)
             {
-                table.remove(&Raw(key.peer(half.address, half.port)))?;
+                table.remove(&Raw(key.peer(&half)))?;
             }
         }
         Ok(())

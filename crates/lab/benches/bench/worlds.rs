@@ -165,12 +165,6 @@ pub fn key(traffic: &Traffic, flow: u32) -> FlowKey<Address> {
     }
 }
 
-/// The moment, as the kernel's programs tell it.
-fn now() -> Result<Ticks> {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
-    Ok(Ticks::from_nanoseconds(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64))
-}
-
 /// The agent's settings.
 pub fn settings() -> AgentSettings<Address> {
     AgentSettings {
@@ -265,7 +259,7 @@ pub fn agent(object: &[u8], flows: u32) -> Result<Object> {
     let mut agent = Object::load_sized(object, &[("flows", rows(flows))])?;
     fill_agent(&mut agent, VIP, (POD, 24))?;
     let traffic = outbound_wide(0);
-    let now = now()?;
+    let now = node::clock::ticks();
     let mut table = agent.flows("flows")?;
     for flow in Random::new(2).order(flows) {
         let key = key(&traffic, flow);
@@ -285,7 +279,11 @@ pub fn agent(object: &[u8], flows: u32) -> Result<Object> {
                 acknowledgement: Cell::new(0),
             })
         };
-        table.insert(Raw(key.peer(VIP, port)), half(key.source, key.source_port), 0)?;
+        table.insert(
+            Raw(key.across(VIP, port, key.target_port)),
+            half(key.source, key.source_port),
+            0,
+        )?;
         table.insert(Raw(key), half(VIP, port), 0)?;
     }
     Ok(agent)
@@ -299,7 +297,7 @@ pub fn fill_bare(bench: &mut Object, flows: u32) -> Result<()> {
         let key = key(&traffic, flow);
         let port = translated_port(flow).to_be_bytes();
         let row = flow_bytes(Flow { kind: 1, address: VIP, port, ..Flow::default() });
-        table.insert(Raw(key.peer(VIP, port)), row, 0)?;
+        table.insert(Raw(key.across(VIP, port, key.target_port)), row, 0)?;
         table.insert(Raw(key), row, 0)?;
     }
     for block in 0..crate::plan::BLOCKS {

@@ -15,14 +15,15 @@ use aya::{
     programs::{Program, SchedClassifier, Xdp},
 };
 use datapath::{
+    clock::Clock,
     count::COUNTERS,
     limits::{OWN_MARK, POSITIONS_ROWS},
     notice::Notice,
     positions::{Positions, WORDS},
     tables::*,
 };
-use nix::time::{ClockId, clock_gettime};
 use node::{
+    clock::now,
     load::{AGENT_OBJECT, MUX_OBJECT},
     raw::{Raw, row},
 };
@@ -35,7 +36,7 @@ use crate::rig::{
 };
 
 /// What TC programs answer: go on with the next program, or drop.
-const TC_ACT_UNSPEC: u32 = u32::MAX;
+pub const TC_ACT_UNSPEC: u32 = u32::MAX;
 const TC_ACT_SHOT: u32 = 2;
 /// What XDP programs answer.
 const XDP_DROP: u32 = 1;
@@ -119,6 +120,13 @@ impl Kernel {
         Kernel { agent: Agent::load(given.flow_entries), mux: Mux::load(), given, right_at: 0 }
     }
 
+    /// The same on a kernel whose jiffies cannot be gone by.
+    pub fn without_jiffies() -> Self {
+        let clock = Raw(Clock::default());
+        let agent = Agent::load_with(Tables::default().flow_entries, &clock);
+        Kernel { agent, ..Kernel::new() }
+    }
+
     /// Takes everything away that `given` brought and that packets left.
     fn clear(&mut self) {
         let agent = &mut self.agent;
@@ -180,7 +188,7 @@ impl Kernel {
     fn fill(&mut self) {
         let (agent, given) = (&mut self.agent, &self.given);
         if let Some(mut settings) = given.agent {
-            settings.adopt_until = clock() + given.adopt_for * 1_000_000_000;
+            settings.adopt_until = now() + given.adopt_for * 1_000_000_000;
             settings.internal = given.first_bytes();
             set(&mut agent.settings, 0, Raw(settings));
         }
@@ -281,9 +289,12 @@ impl Kernel {
 
 impl Agent {
     fn load(flow_entries: u32) -> Self {
-        let clock = node::clock::measure().expect("a clock");
+        Agent::load_with(flow_entries, &node::clock::measure().expect("a clock"))
+    }
+
+    fn load_with(flow_entries: u32, clock: &Raw<Clock>) -> Self {
         let mut loader = EbpfLoader::new();
-        node::clock::set(&mut loader, &clock, true);
+        node::clock::set(&mut loader, clock, true);
         loader.map_max_entries("flows", flow_entries);
         let mut programs = loader.load(AGENT_OBJECT).expect("the agent's object");
         for name in ["egress", "ingress"] {
@@ -349,7 +360,7 @@ impl Machine for Kernel {
             self.clear();
         }
         self.given = tables.clone();
-        self.right_at = clock();
+        self.right_at = now();
         self.fill();
     }
 
@@ -392,7 +403,7 @@ impl Machine for Kernel {
     }
 
     fn wait(&mut self, seconds: u64) {
-        let now = clock();
+        let now = now();
         let older = (seconds * 1_000_000_000) as i64 - (now - self.right_at) as i64;
         self.right_at = now;
         let ticks = (older >> 20) as u32;
@@ -528,10 +539,4 @@ fn empty_trie<K: Pod, V: Pod>(map: &mut LpmTrie<MapData, K, V>) {
     for key in keys {
         map.remove(&key).expect("a row that is there");
     }
-}
-
-/// The clock that the programs read, in nanoseconds.
-fn clock() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock");
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
