@@ -351,7 +351,7 @@ impl Planner {
         gone.extend(had.map(|(key, _)| key.clone()));
         gone.retain(|key| !keys.contains(&key.to_lowercase()));
         // Which of them had a frontend that somebody else keeps is told where its name is known.
-        let mut warnings: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut warnings: BTreeMap<String, Vec<removal::Kept>> = BTreeMap::new();
         let mut of_leaving = BTreeSet::new();
         for service in leaving {
             let uid = service.metadata.uid.as_deref().unwrap_or_default();
@@ -378,7 +378,13 @@ impl Planner {
             let none = Claims::new();
             let owners = &self.owners;
             removal::remove(&mut self.state, &self.config, "", Some(&key), &none, owners);
-            let events = warnings.remove(&key.to_lowercase()).unwrap_or_default();
+            // Who kept it may be gone by now too.
+            let mut kept = warnings.remove(&key.to_lowercase()).unwrap_or_default();
+            kept.retain(|kept| {
+                let mut balancers = self.state.balancers.values();
+                balancers.any(|one| one.frontends.iter().any(|found| found.id == kept.id))
+            });
+            let events = kept.iter().map(removal::Kept::warning).collect();
             step.services.insert(key, deleted(events));
         }
     }
@@ -429,6 +435,9 @@ impl Planner {
             &known.claims,
             &self.owners,
         )
+        .iter()
+        .map(removal::Kept::warning)
+        .collect()
     }
 
     /// Looks at one Service and edits what has to be edited.
