@@ -86,6 +86,8 @@ pub mod limits {
     pub const QUOTAS_MAX: u32 = 1_024;
     /// Rows of allowances on one node: pods, their namespaces, and row 0, which is nobody's.
     pub const ALLOWANCES_ROWS: u32 = 2_048;
+    /// Pods on one node whose flows end with them.
+    pub const PODS_MAX: u32 = 4_096;
     /// Bytes of a packet that user space is told of, the most that there are of these: IPv4 and
     /// TCP headers with all IP options, without, and an IPv4 header and eight bytes.
     pub const QUOTE_LENGTHS: [u32; 3] = [60 + 20, 20 + 20, 20 + 8];

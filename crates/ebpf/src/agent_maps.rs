@@ -50,6 +50,11 @@ pub static ALLOWANCES: Array<
     { aya_ebpf::bindings::BPF_F_MMAPABLE as usize },
 > = Array::new();
 
+/// Who each pod's address belonged to when its flows were opened, as a number. No program asks: it
+/// is here to live as long as the flows.
+#[btf_map(name = "pods")]
+pub static PODS: HashMap<Address, u64, { PODS_MAX as usize }> = HashMap::new();
+
 /// Which local sources leave by which policies.
 #[btf_map(name = "sources")]
 pub static SOURCES: LpmTrie<Address, Source, { SOURCES_MAX as usize }> = LpmTrie::new();

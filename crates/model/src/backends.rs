@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 
 use crate::kubernetes::{Service, ServicePort};
 use crate::objects::Objects;
-use crate::pods::{EndpointSlice, SERVICE_NAME_LABEL};
+use crate::pods::{EndpointConditions, EndpointSlice, SERVICE_NAME_LABEL};
 use crate::resources::{LoadBalancer, LoadBalancingRule, SecurityRuleProperties};
 
 /// A pod that serves a rule.
@@ -24,6 +24,15 @@ pub struct Backend {
     pub port: u16,
 }
 
+/// A pod of a rule that takes nothing new.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unready {
+    /// The pod.
+    pub backend: Backend,
+    /// It is about to go, and can serve meanwhile.
+    pub is_serving: bool,
+}
+
 /// A rule of a public frontend.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PublicRule {
@@ -31,8 +40,12 @@ pub struct PublicRule {
     pub name: String,
     /// Where clients connect.
     pub key: RuleKey<[u8; 4]>,
-    /// Ready pods, in order.
+    /// Pods that take new connections, in order: those that are ready, or, where none is, those
+    /// that serve until they are gone.
     pub backends: Vec<Backend>,
+    /// The other pods that are listed, in order: nothing new is for them, but connections that they
+    /// have may go on.
+    pub unready: Vec<Unready>,
     /// A client stays on one backend.
     pub client_affinity: bool,
     /// Idle TCP flows end with RST.
@@ -70,11 +83,12 @@ pub fn public_rules(objects: &Objects) -> BTreeMap<RuleKey<[u8; 4]>, PublicRule>
         for rule in &balancer.properties.load_balancing_rules {
             for key in rule_keys(objects, balancer, rule) {
                 let service = rule.name.split('-').next().and_then(|name| by_prefix.get(name));
-                let backends = service.map_or_else(Vec::new, |service| {
+                let listed = service.map_or_else(Vec::new, |service| {
                     service_port(service, &key)
-                        .map(|port| backends(&slices, service, port))
+                        .map(|port| listed(&slices, service, port))
                         .unwrap_or_default()
                 });
+                let (backends, unready) = by_readiness(listed);
                 let properties = &rule.properties;
                 let distribution = properties.load_distribution.as_deref().unwrap_or("Default");
                 rules.insert(
@@ -83,6 +97,7 @@ pub fn public_rules(objects: &Objects) -> BTreeMap<RuleKey<[u8; 4]>, PublicRule>
                         name: rule.name.clone(),
                         key,
                         backends,
+                        unready,
                         client_affinity: distribution != "Default",
                         tcp_reset: properties.enable_tcp_reset.unwrap_or(false),
                         idle_minutes: properties
@@ -156,36 +171,54 @@ fn slices_by_service(objects: &Objects) -> BTreeMap<String, Vec<&EndpointSlice>>
     slices
 }
 
-fn backends(
+/// The endpoints of a Service's port.
+fn listed(
     slices: &BTreeMap<String, Vec<&EndpointSlice>>,
     service: &Service,
     port: &ServicePort,
-) -> Vec<Backend> {
+) -> Vec<(Backend, EndpointConditions)> {
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
     let name = port.name.as_deref().unwrap_or_default();
     let slices = slices.get(&service.metadata.key()).into_iter().flatten();
-    let mut backends: Vec<Backend> = slices
-        .flat_map(|slice| {
-            let number = slice
-                .ports
-                .iter()
-                .filter(|port| port.name.as_deref().unwrap_or_default() == name)
-                .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == protocol)
-                .find_map(|port| port.port);
-            let ready =
-                slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready.unwrap_or(true));
-            ready.filter_map(move |endpoint| {
-                Some(Backend {
-                    node: endpoint.node_name.clone()?,
-                    address: endpoint.addresses.first()?.parse().ok()?,
-                    port: number?,
-                })
-            })
+    let endpoints = slices.flat_map(|slice| {
+        let number = slice
+            .ports
+            .iter()
+            .filter(|port| port.name.as_deref().unwrap_or_default() == name)
+            .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == protocol)
+            .find_map(|port| port.port);
+        slice.endpoints.iter().filter_map(move |endpoint| {
+            let backend = Backend {
+                node: endpoint.node_name.clone()?,
+                address: endpoint.addresses.first()?.parse().ok()?,
+                port: number?,
+            };
+            Some((backend, endpoint.conditions.clone()))
         })
-        .collect();
-    backends.sort();
-    backends.dedup();
-    backends
+    });
+    endpoints.collect()
+}
+
+/// Those that are ready, and those that are not, each once: an endpoint may stand in two slices
+/// while it moves from one to the other. Where none is ready, those that serve until they are gone
+/// take their place, as they do in Kubernetes.
+fn by_readiness(listed: Vec<(Backend, EndpointConditions)>) -> (Vec<Backend>, Vec<Unready>) {
+    let mut ready = BTreeSet::new();
+    let mut others: BTreeMap<Backend, bool> = BTreeMap::new();
+    for (backend, conditions) in listed {
+        if conditions.is_ready() {
+            ready.insert(backend);
+        } else {
+            *others.entry(backend).or_default() |= conditions.is_serving();
+        }
+    }
+    if ready.is_empty() {
+        let serving = others.iter().filter(|(_, is_serving)| **is_serving);
+        ready.extend(serving.map(|(backend, _)| backend.clone()));
+    }
+    let others = others.into_iter().filter(|(backend, _)| !ready.contains(backend));
+    let unready = others.map(|(backend, is_serving)| Unready { backend, is_serving }).collect();
+    (ready.into_iter().collect(), unready)
 }
 
 /// Who may connect, by the security groups; none: everybody. Where there is no group, everybody

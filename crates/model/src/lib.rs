@@ -32,3 +32,4 @@ mod services;
 pub mod shortage;
 pub mod tables;
 pub mod tags;
+pub mod truth;

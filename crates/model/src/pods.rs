@@ -67,6 +67,9 @@ pub struct ContainerPort {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodStatus {
+    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
     /// Its address.
     #[serde(rename = "podIP", skip_serializing_if = "Option::is_none")]
     pub pod_ip: Option<Ipv4Addr>,
@@ -82,6 +85,22 @@ impl Pod {
             condition.condition_type == "Ready" && condition.status == "True"
         };
         self.status.conditions.iter().any(ready)
+    }
+
+    /// Whether its deletion was asked for.
+    pub fn is_terminating(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Whether its containers have all ended. It still shows the address that it had, and another
+    /// pod may have that by now.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    /// The address that is its own; none for a pod that uses its node's.
+    pub fn own_address(&self) -> Option<Ipv4Addr> {
+        self.status.pod_ip.filter(|_| !self.has_ended() && !self.spec.host_network)
     }
 }
 
@@ -118,9 +137,27 @@ pub struct SliceEndpoint {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointConditions {
-    /// It can, and is not about to go.
+    /// It can, and is not about to go; unknown counts as yes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
+    /// It can, whether it is about to go or not; unknown is as `ready` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serving: Option<bool>,
+    /// It is about to go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub terminating: Option<bool>,
+}
+
+impl EndpointConditions {
+    /// Whether new connections and datagrams may go there.
+    pub fn is_ready(&self) -> bool {
+        self.ready.unwrap_or(true)
+    }
+
+    /// Whether connections that are being opened may still be.
+    pub fn is_serving(&self) -> bool {
+        self.serving.unwrap_or_else(|| self.is_ready())
+    }
 }
 
 /// A port of an [`EndpointSlice`].
@@ -148,6 +185,9 @@ pub fn endpoint_slices<'a>(
     for service in services.filter(|service| !service.spec.selector.is_empty()) {
         let mut groups: BTreeMap<Vec<u16>, EndpointSlice> = BTreeMap::new();
         for pod in pods.clone().filter(|pod| selects(service, pod)) {
+            if pod.has_ended() {
+                continue;
+            }
             let Some(address) = pod.status.pod_ip else { continue };
             let ports = slice_ports(service, pod);
             let numbers: Vec<u16> = ports.iter().filter_map(|port| port.port).collect();
@@ -158,7 +198,11 @@ pub fn endpoint_slices<'a>(
             });
             slice.endpoints.push(SliceEndpoint {
                 addresses: vec![address.to_string()],
-                conditions: EndpointConditions { ready: Some(pod.is_ready()) },
+                conditions: EndpointConditions {
+                    ready: Some(pod.is_ready() && !pod.is_terminating()),
+                    serving: Some(pod.is_ready()),
+                    terminating: Some(pod.is_terminating()),
+                },
                 node_name: pod.spec.node_name.clone(),
             });
         }

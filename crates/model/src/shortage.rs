@@ -51,7 +51,7 @@ pub fn of_ports(
 
 /// A pod, or its namespace, had as many flows on `node` as it may.
 pub fn of_quota(objects: &Objects, node: &str, source: Ipv4Addr) -> String {
-    let pod = objects.pods.iter().find(|(_, pod)| pod.status.pod_ip == Some(source));
+    let pod = objects.pods.iter().find(|(_, pod)| pod.own_address() == Some(source));
     let pod = pod.map_or_else(|| source.to_string(), |(name, _)| name.clone());
     format!(
         "node {node}: pod {pod} or its namespace has as many flows as spec.quotas of the \

@@ -19,6 +19,7 @@ use model::{
     objects::Objects,
     runtime::NodeNetworkStatus,
     tables::{AgentEdit, AgentTables, agent_tables, first_bytes},
+    truth::Truth,
 };
 
 use crate::{
@@ -34,6 +35,7 @@ use crate::{
     neighbour,
     pins::{Pins, PinsLock, Role},
     raw::Raw,
+    review::Review,
     source::{self, Source},
     stop::Stop,
     sweep::{Ended, Holding, Sweep, Usage},
@@ -41,6 +43,9 @@ use crate::{
 
 /// How often the loop turns when nothing changes: one step of the sweep each time.
 pub const TURN: Duration = Duration::from_millis(250);
+/// The same while flows are held against a truth that has changed: a step then takes a third of
+/// the time.
+const HURRIED_TURN: Duration = Duration::from_millis(20);
 /// How often the node reports when nothing changes.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How often a pass through the flow table begins.
@@ -141,9 +146,9 @@ fn drain(config: &AgentConfig, lock: &PinsLock, drain_for: Duration) -> Result<u
     let view = AgentView::open(&config.scope, &config.node)?;
     // BOUND: `drain_for`.
     loop {
-        let left = view.flows()?.iter().filter(|flow| flow.may_go_on()).count();
+        let left = view.flows_that_may_go_on()?;
         if left == 0 || begun.elapsed() >= drain_for {
-            return Ok(left as u64);
+            return Ok(left);
         }
         std::thread::sleep(TURN);
     }
@@ -184,7 +189,7 @@ pub fn run_agent(source: &mut dyn Source, config: &AgentConfig, stop: &Stop) -> 
             Ok(()) => complaint.well(),
             Err(problem) => complaint.wrong(format!("{problem:#}")),
         }
-        match source.wait(TURN) {
+        match source.wait(agent.turn()) {
             Ok(has_changed) => is_stale |= has_changed,
             // The signal that ends us also ends the wait.
             Err(_) if stop.is_set() => {}
@@ -211,6 +216,7 @@ struct Agent<'a> {
     attached_to: Option<u32>,
     sweep: Sweep,
     holding: Holding,
+    review: Review,
     usage: Usage,
     /// Epoch of the order that the last whole pass through the flow table went by.
     followed: u32,
@@ -254,6 +260,7 @@ impl<'a> Agent<'a> {
             attached_to: None,
             sweep,
             holding: holding_of(&present),
+            review: Review::default(),
             present,
             usage: Usage::default(),
             followed: 0,
@@ -303,8 +310,10 @@ impl<'a> Agent<'a> {
         self.present.tags = desired.tags;
         self.present.timers = desired.timers;
         self.present.taken = desired.taken;
+        self.hold_against(desired.truth);
         if moves_blocks {
-            self.holding = holding_of(&self.present);
+            let (truth, has_lasted) = (self.holding.truth.take(), self.holding.has_lasted);
+            self.holding = Holding { truth, has_lasted, ..holding_of(&self.present) };
             self.drained.clear();
             self.sweep.restart();
             self.passed = None;
@@ -432,6 +441,20 @@ impl<'a> Agent<'a> {
         Ok(())
     }
 
+    /// Has the sweep hold the flows against what is true now.
+    fn hold_against(&mut self, truth: Truth) {
+        if self.holding.truth.as_ref().is_none_or(|before| truth.takes_from(before)) {
+            self.review.change(Instant::now());
+            self.holding.has_lasted = false;
+        }
+        self.holding.truth = Some(truth);
+    }
+
+    /// How long to wait for news before the next step.
+    fn turn(&self) -> Duration {
+        if self.review.is_due(Instant::now()) { HURRIED_TURN } else { TURN }
+    }
+
     /// One step of the sweep.
     fn sweep(&mut self, objects: &Objects) -> Result<()> {
         // Before the programs work with these tables, what stands there is not what happens.
@@ -442,7 +465,12 @@ impl<'a> Agent<'a> {
             self.sweep.ask(destination);
         }
         let answered = self.sweep.answer(&self.settings, &self.holding);
-        let is_early = self.passed.is_some_and(|last| last.elapsed() < PASS_EVERY);
+        let now = Instant::now();
+        let is_early =
+            self.passed.is_some_and(|last| last.elapsed() < PASS_EVERY) && !self.review.is_due(now);
+        if !is_early && self.sweep.is_at_start() {
+            self.holding.has_lasted = self.review.begin(now);
+        }
         let passed = match answered {
             Ok(()) if !is_early => self.sweep.step(&self.settings, &self.holding),
             answered => answered.map(|()| None),
@@ -456,6 +484,23 @@ impl<'a> Agent<'a> {
             self.followed = self.settings.epoch;
             self.drained = self.drained(objects);
             self.passed = Some(Instant::now());
+            self.reviewed()?;
+        }
+        Ok(())
+    }
+
+    /// A pass has ended: says which flows were not true any more. Once no flow can be left of pods
+    /// that are gone, their addresses are free for others.
+    fn reviewed(&mut self) -> Result<()> {
+        for (why, flows) in &self.usage.untrue {
+            journal::info(format!("{}: {flows} flows ended: {why}", self.config.node));
+        }
+        if !self.review.end(self.usage.postponed == 0) {
+            return Ok(());
+        }
+        for edit in self.holding.truth.iter_mut().flat_map(Truth::bury) {
+            apply::edit_agent(&mut self.maps, &self.memory, &edit)?;
+            self.present.apply(&edit);
         }
         Ok(())
     }
@@ -538,7 +583,7 @@ impl<'a> Agent<'a> {
 fn holding_of(tables: &AgentTables) -> Holding {
     let start = |block: &Block| Some((*tables.frontends.get(&block.frontend.into())?, block.start));
     let blocks = tables.blocks.values().filter_map(start).collect();
-    Holding { blocks, taken: tables.taken.clone() }
+    Holding { blocks, taken: tables.taken.clone(), ..Holding::default() }
 }
 
 /// Blocks that follow each other, as ranges.

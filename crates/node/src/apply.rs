@@ -11,8 +11,11 @@ use datapath::{
     tables::{AgentSettings, AllowedClient, AllowedSource, MuxSettings, agent_flag, mux_flag},
 };
 use ipnet::Ipv4Net;
-use model::tables::{AgentEdit, AgentTables, MuxEdit, MuxTables};
-use model::tags::{HiddenKeys, Tags};
+use model::{
+    tables::{AgentEdit, AgentTables, MuxEdit, MuxTables},
+    tags::{HiddenKeys, Tags},
+    truth::Truth,
+};
 
 use crate::{
     maps::{Address, AgentMaps, AgentMemory, MuxMaps, Prefixes, TableError},
@@ -69,6 +72,8 @@ pub fn edit_agent(
         AgentEdit::Endpoint(index, row) => maps.endpoints.set(*index, &Raw(*row)),
         AgentEdit::Quota(address, Some(row)) => maps.quotas.set(address, &Raw(*row)),
         AgentEdit::Quota(address, None) => maps.quotas.remove(address),
+        AgentEdit::Pod(address, Some(owner)) => maps.pods.set(address, owner),
+        AgentEdit::Pod(address, None) => maps.pods.remove(address),
         AgentEdit::Allowance(index, limit) => {
             let allowances = &memory.allowances;
             let Some(row) = allowances.row(*index) else { return Ok(()) };
@@ -156,6 +161,8 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
         services: maps.services.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
         endpoints: filled(maps.endpoints.all()?.into_iter().map(|row| row.0)),
         quotas: maps.quotas.all()?.into_iter().map(|(key, row)| (key, row.0)).collect(),
+        pods: maps.pods.all()?.into_iter().collect(),
+        truth: Truth::default(),
         allowances: filled(
             (0..memory.allowances.rows())
                 .map(|index| memory.allowances.row(index).map_or(0, |row| row.limit.get())),

@@ -8,7 +8,7 @@ use datapath::{
     flow::{self, State},
     limits::BLOCK_PORTS,
     protocol,
-    tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks, block_flag},
+    tables::{AgentSettings, Flow, Ticks, block_flag},
 };
 use model::{
     method::Protocol,
@@ -16,7 +16,10 @@ use model::{
 };
 use serde::Serialize;
 
-use crate::maps::Address;
+use crate::{
+    maps::Address,
+    walk::{Half, Observer},
+};
 
 /// Words of a bitmap over the ports of one address.
 const PORT_WORDS: usize = (1 << 16) / 64;
@@ -124,36 +127,6 @@ impl<'a> Counting<'a> {
         Counting { settings, now, census, used: BTreeMap::new(), towards: HashMap::new() }
     }
 
-    /// Counts a row; `peer` is its flow's other half, if that is there.
-    pub(crate) fn count(
-        &mut self,
-        key: &FlowKey<Address>,
-        half: &Flow<Address>,
-        peer: Option<&Flow<Address>>,
-    ) {
-        self.census.rows += 1;
-        if key.side != Side::Egress as u8 {
-            return;
-        }
-        if flow::expired(half, peer, key.protocol, self.settings, self.now) {
-            self.census.ended += 1;
-            return;
-        }
-        let state = flow::state(half.marks.get(), peer.map_or(0, |peer| peer.marks.get()));
-        if half.kind != FlowKind::Outbound as u8 {
-            self.census.inbound.add(key.protocol, state);
-            return;
-        }
-        self.census.outbound.add(key.protocol, state);
-        let Some(protocol) = protocol_of(key.protocol) else { return };
-        let frontend = (half.address, protocol);
-        let port = u16::from_be_bytes(half.port);
-        let words = self.used.entry(frontend).or_insert_with(|| Box::new([0; PORT_WORDS]));
-        words[usize::from(port / 64)] |= 1 << (port % 64);
-        // Two flows to one destination never share a port.
-        *self.towards.entry((frontend, key.target, key.target_port)).or_default() += 1;
-    }
-
     /// The census, and what `tables` allow.
     pub(crate) fn end(self, tables: &AgentTables) -> Census {
         let none = |(address, protocol): Frontend| PortUse::none(address.into(), protocol);
@@ -177,6 +150,33 @@ impl<'a> Counting<'a> {
             }
         }
         Census { ports: ports.into_values().collect(), ..self.census }
+    }
+}
+
+impl Observer for Counting<'_> {
+    fn see(&mut self, half: &Half, peer: Option<&Flow<Address>>) {
+        self.census.rows += 1;
+        if !half.is_egress() {
+            return;
+        }
+        let (key, row) = (&half.key, &half.row);
+        if flow::expired(row, peer, key.protocol, self.settings, self.now) {
+            self.census.ended += 1;
+            return;
+        }
+        let state = half.state(peer);
+        if !half.is_outbound() {
+            self.census.inbound.add(key.protocol, state);
+            return;
+        }
+        self.census.outbound.add(key.protocol, state);
+        let Some(protocol) = protocol_of(key.protocol) else { return };
+        let frontend = (row.address, protocol);
+        let port = u16::from_be_bytes(row.port);
+        let words = self.used.entry(frontend).or_insert_with(|| Box::new([0; PORT_WORDS]));
+        words[usize::from(port / 64)] |= 1 << (port % 64);
+        // Two flows to one destination never share a port.
+        *self.towards.entry((frontend, key.target, key.target_port)).or_default() += 1;
     }
 }
 
@@ -216,7 +216,7 @@ fn allocated(tables: &AgentTables) -> impl Iterator<Item = (Frontend, u32)> {
 mod tests {
     use std::cell::Cell;
 
-    use datapath::tables::{Block, Policy, Segment, Timers, mark};
+    use datapath::tables::{Block, FlowKey, FlowKind, Policy, Segment, Side, Timers, mark};
 
     use super::*;
 
@@ -282,8 +282,12 @@ mod tests {
             };
             let forward = half(given.vip, port, given.marks.0);
             let reverse = half(POD, inside, given.marks.1);
-            counting.count(&key, &forward, Some(&reverse));
-            counting.count(&key.across(given.vip, port, key.target_port), &reverse, Some(&forward));
+            let reverse_key = key.across(given.vip, port, key.target_port);
+            let bytes = [0; size_of::<Flow<Address>>()];
+            let (forward, reverse) =
+                (Half { key, row: forward, bytes }, Half { key: reverse_key, row: reverse, bytes });
+            counting.see(&forward, Some(&reverse.row));
+            counting.see(&reverse, None);
         }
         counting.end(tables)
     }

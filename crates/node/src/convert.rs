@@ -69,10 +69,11 @@ fn shorter_flow(old: &[u8], new: &mut [u8]) {
 }
 
 /// Tables with rows that the objects do not give: the programs write the flows, settings have the
-/// secret seed and the end of adoption, flows refer to places in the other two.
+/// secret seed and the end of adoption, flows refer to places in `blocks` and `frontends`, and
+/// `pods` says whose they are.
 pub const fn kept(role: Role) -> &'static [&'static str] {
     match role {
-        Role::Agent => &["blocks", FLOWS, "frontends", SETTINGS],
+        Role::Agent => &["blocks", FLOWS, "frontends", "pods", SETTINGS],
         Role::Mux => &[],
     }
 }

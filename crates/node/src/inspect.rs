@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use datapath::{
     flow,
-    tables::{AgentSettings, Flow, FlowKey, FlowKind, MuxSettings, Side, Ticks, mark},
+    tables::{AgentSettings, Flow, MuxSettings, Ticks, mark},
 };
 use model::tables::{AgentTables, MuxTables};
 use thiserror::Error;
@@ -19,7 +19,8 @@ use crate::{
     counters::{self, Counters},
     maps::{Address, AgentMaps, AgentMemory, FlowRoom, MuxMaps, TableError},
     pins::{Pins, Role},
-    raw::{self, Raw},
+    raw,
+    walk::{self, Half, Observer},
 };
 
 /// Why nothing can be seen.
@@ -127,35 +128,29 @@ impl AgentView {
     pub fn census(&self) -> Result<Census, InspectError> {
         let settings = self.maps.settings.get(0)?.0;
         let mut counting = Counting::new(&settings, clock::ticks());
-        self.maps.flows.each(|Raw(key), bytes| {
-            let Some(half) = raw::row::<Flow<Address>>(&bytes) else { return Ok(()) };
-            let peer = match key.side == Side::Egress as u8 {
-                true => self.maps.flows.get(&Raw(key.peer(&half)))?,
-                false => None,
-            };
-            let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
-            counting.count(&key, &half, peer.as_ref());
-            Ok(())
-        })?;
+        walk::show(&self.maps.flows, &mut counting)?;
         Ok(counting.end(&self.tables()?))
     }
 
     /// Its flows, by inside end.
     pub fn flows(&self) -> Result<Vec<FlowView>, InspectError> {
-        let now = clock::ticks();
-        let settings = self.maps.settings.get(0)?.0;
         let mut flows = Vec::new();
-        for (Raw(key), bytes) in self.maps.flows.all()? {
-            let Some(half) = raw::row::<Flow<Address>>(&bytes) else { continue };
-            if key.side != Side::Egress as u8 {
-                continue;
-            }
-            let peer = self.maps.flows.get(&Raw(key.peer(&half)))?;
-            let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
-            flows.push(view(&key, &half, peer.as_ref(), &settings, now));
-        }
+        self.show_views(|flow| flows.push(flow))?;
         flows.sort_by_key(|flow| (flow.protocol, flow.inside, flow.remote));
         Ok(flows)
+    }
+
+    /// How many of its flows packets must be expected of.
+    pub fn flows_that_may_go_on(&self) -> Result<u64, InspectError> {
+        let mut count = 0;
+        self.show_views(|flow| count += u64::from(flow.may_go_on()))?;
+        Ok(count)
+    }
+
+    fn show_views(&self, see: impl FnMut(FlowView)) -> Result<(), InspectError> {
+        let now = clock::ticks();
+        let mut views = Views { settings: self.maps.settings.get(0)?.0, now, see };
+        Ok(walk::show(&self.maps.flows, &mut views)?)
     }
 
     /// Live outbound flows to one destination.
@@ -267,26 +262,34 @@ fn name_of(program: &ProgramInfo) -> String {
     }
 }
 
-fn view(
-    key: &FlowKey<Address>,
-    half: &Flow<Address>,
-    peer: Option<&Flow<Address>>,
-    settings: &AgentSettings<Address>,
+/// Makes views of flows, one at a time.
+struct Views<F> {
+    settings: AgentSettings<Address>,
     now: Ticks,
-) -> FlowView {
-    // For an echo the identifier is the port of the inside.
-    let end = |address: Address, port| SocketAddrV4::new(address.into(), u16::from_be_bytes(port));
-    let (ours, theirs) = (half.marks.get(), peer.map_or(0, |peer| peer.marks.get()));
-    FlowView {
-        protocol: key.protocol,
-        is_outbound: half.kind == FlowKind::Outbound as u8,
-        inside: end(key.source, key.source_port),
-        outside: end(half.address, half.port),
-        remote: end(key.target, half.far_port(key.target_port)),
-        idle_ms: milliseconds(flow::age(half, now)),
-        idle_max_ms: milliseconds(Ticks(half.idle)),
-        is_over: flow::expired(half, peer, key.protocol, settings, now),
-        is_closed: (ours | theirs) & mark::RST != 0 || ours & theirs & mark::FIN != 0,
+    see: F,
+}
+
+impl<F: FnMut(FlowView)> Observer for Views<F> {
+    fn see(&mut self, half: &Half, peer: Option<&Flow<Address>>) {
+        if !half.is_egress() {
+            return;
+        }
+        let (key, row) = (&half.key, &half.row);
+        // For an echo the identifier is the port of the inside.
+        let end =
+            |address: Address, port| SocketAddrV4::new(address.into(), u16::from_be_bytes(port));
+        let (ours, theirs) = (row.marks.get(), peer.map_or(0, |peer| peer.marks.get()));
+        (self.see)(FlowView {
+            protocol: key.protocol,
+            is_outbound: half.is_outbound(),
+            inside: end(key.source, key.source_port),
+            outside: end(row.address, row.port),
+            remote: end(key.target, row.far_port(key.target_port)),
+            idle_ms: milliseconds(flow::age(row, self.now)),
+            idle_max_ms: milliseconds(Ticks(row.idle)),
+            is_over: flow::expired(row, peer, key.protocol, &self.settings, self.now),
+            is_closed: (ours | theirs) & mark::RST != 0 || ours & theirs & mark::FIN != 0,
+        });
     }
 }
 

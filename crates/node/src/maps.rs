@@ -134,29 +134,14 @@ impl<K: Pod, V: Pod> Hash<K, V> {
 
     /// All rows.
     pub fn all(&self) -> Result<Vec<(K, V)>, TableError> {
-        let mut rows = Vec::new();
-        self.each(|key, row| {
-            rows.push((key, row));
-            Ok(())
-        })?;
-        Ok(rows)
-    }
-
-    /// Looks at all rows; holds [`BATCH_ROWS`] of them at a time.
-    pub fn each(
-        &self,
-        mut look: impl FnMut(K, V) -> Result<(), TableError>,
-    ) -> Result<(), TableError> {
-        let mut cursor = Cursor::default();
+        let (mut rows, mut cursor) = (Vec::new(), Cursor::default());
         // BOUND: the kernel's cursor only goes forward through the buckets.
         loop {
             let (some, next) = self.batch(cursor, BATCH_ROWS)?;
-            for (key, row) in some {
-                look(key, row)?;
-            }
+            rows.extend(some);
             match next {
                 Some(next) => cursor = next,
-                None => return Ok(()),
+                None => return Ok(rows),
             }
         }
     }
@@ -314,6 +299,8 @@ pub struct AgentMaps {
     pub endpoints: Rows<Raw<Endpoint<Address>>>,
     /// Whose allowances the flows of a pod use.
     pub quotas: Hash<Address, Raw<Quota>>,
+    /// Who each pod's address belonged to when its flows were opened.
+    pub pods: Hash<Address, u64>,
     /// What happened.
     pub counters: Counts,
 }
@@ -336,6 +323,7 @@ impl AgentMaps {
             services: Hash::open(pins, "services")?,
             endpoints: Rows::open(pins, "endpoints")?,
             quotas: Hash::open(pins, "quotas")?,
+            pods: Hash::open(pins, "pods")?,
             counters: Counts::open(pins, "counters")?,
         })
     }

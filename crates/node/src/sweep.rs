@@ -14,8 +14,10 @@ use datapath::{
     flow,
     limits::BLOCK_PORTS,
     positions::{Bits, Positions, SUMMARY, WORDS, fingerprint},
-    tables::{AgentSettings, Flow, FlowKey, FlowKind, Quota, Side, Ticks, mark},
+    protocol,
+    tables::{AgentSettings, Flow, FlowKey, Quota, Side, Ticks, mark},
 };
+use model::truth::{Truth, Untrue};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
@@ -23,7 +25,8 @@ use crate::{
     clock,
     maps::{self, Address, FlowBytes, Flows, TableError},
     pins::Pins,
-    raw::{self, AllowancesMemory, Cursor, PositionsMemory, Raw},
+    raw::{self, AllowancesMemory, PositionsMemory, Raw},
+    walk::{BATCH_ROWS, Half, Walk},
 };
 
 /// Rows of the flow table that one step looks at, at most.
@@ -33,8 +36,6 @@ pub const STEP_ROWS_MAX: u32 = 32 * BATCH_ROWS;
 pub const STEP_TIME_MAX: Duration = Duration::from_millis(11);
 /// CPU time after which looking at destinations that were asked for ends for this time.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_millis(2);
-/// Rows of one kernel call.
-const BATCH_ROWS: u32 = 1024;
 /// Connections that end with RST within one step; more of them end in the next pass.
 pub const ENDED_MAX: usize = 1024;
 /// Destinations that wait for a look out of turn.
@@ -56,18 +57,36 @@ pub struct Usage {
     pub blocks: Blocks,
     /// Most ports in use towards one destination.
     pub ports_used: u32,
+    /// Flows that were ended because what they were opened for is no more, by what that is.
+    pub untrue: BTreeMap<Untrue, u64>,
+    /// Connections that must end and wait for the next pass: too many ends were to be told.
+    pub postponed: u64,
 }
 
-/// What the node holds. Flows on other ports have lost their address and are ended.
+/// What the flows of a node live by. Those on ports that it does not hold have lost their address
+/// and are ended, and so are those that are not true any more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holding {
     /// Blocks (address, first port).
     pub blocks: Blocks,
     /// Ports of these blocks that are taken: a Service listens there now.
     pub taken: BTreeSet<(Address, u16)>,
+    /// What is true of Services and pods, once that is known.
+    pub truth: Option<Truth>,
+    /// That has been so for a while, and may cut connections.
+    pub has_lasted: bool,
 }
 
 impl Holding {
+    /// Why a flow may not live on, if so.
+    fn untrue(&self, half: &Half, table: &Flows) -> Option<Untrue> {
+        // A peer that cannot be read is as good as none.
+        let state = || half.state(half.peer(table).ok().flatten().as_ref());
+        let why = self.truth.as_ref()?.judge(&half.held(), state)?;
+        let is_certain = self.has_lasted || why.is_certain() || half.key.protocol != protocol::TCP;
+        is_certain.then_some(why)
+    }
+
     /// The block of the port that a flow uses; nothing where the node does not hold that port. A
     /// protocol without ports uses the whole address: any block of it.
     fn block_of(&self, (address, port): (Address, u16)) -> Option<(Address, u16)> {
@@ -84,7 +103,7 @@ impl Holding {
 pub struct Sweep {
     flows: Flows,
     positions: PositionsMemory,
-    cursor: Cursor,
+    walk: Walk,
     usage: Usage,
     /// Destinations of this pass's flows, and those that are watched, by their fingerprints.
     destinations: HashMap<u64, Destination, BuildHasherDefault<AsItIs>>,
@@ -125,14 +144,13 @@ pub struct Ended {
     pub remote_expects: u32,
 }
 
-fn ended(key: &FlowKey<Address>, half: &Flow<Address>, peer: &Flow<Address>) -> Ended {
-    let is_egress = key.side == Side::Egress as u8;
-    let (egress, ingress) = if is_egress { (half, peer) } else { (peer, half) };
-    let egress_key = if is_egress { *key } else { key.peer(half) };
+fn ended(half: &Half, peer: &Flow<Address>) -> Ended {
+    let (egress_key, ingress_key) = half.keys();
+    let (egress, ingress) = if half.is_egress() { (&half.row, peer) } else { (peer, &half.row) };
     Ended {
         inside: (egress_key.source, egress_key.source_port),
-        outside: (egress.address, egress.port),
-        remote: (egress_key.target, egress.far_port(egress_key.target_port)),
+        outside: (ingress_key.target, ingress_key.target_port),
+        remote: (ingress_key.source, ingress_key.source_port),
         remote_inside: (egress_key.target, egress_key.target_port),
         inside_expects: egress.acknowledgement.get(),
         remote_expects: ingress.acknowledgement.get(),
@@ -173,7 +191,7 @@ impl Sweep {
         let mut sweep = Sweep {
             flows: maps::open_flows(pins)?,
             positions: maps::open_positions(pins)?,
-            cursor: Cursor::default(),
+            walk: Walk::default(),
             usage: Usage::default(),
             destinations: HashMap::default(),
             seen: Vec::new(),
@@ -232,8 +250,10 @@ impl Sweep {
                         side: Side::Ingress as u8,
                         reserved: [0; 2],
                     };
-                    let looked = self.flows.get(&Raw(key)).and_then(|found| match found {
-                        Some(bytes) => self.look(settings, holding, &key, &bytes, now),
+                    let found = self.flows.get(&Raw(key));
+                    let half = found.map(|bytes| bytes.and_then(|bytes| Half::of(key, bytes)));
+                    let looked = half.and_then(|half| match half {
+                        Some(half) => self.look(settings, holding, &half, now),
                         None => Ok(()),
                     });
                     if let Err(problem) = looked {
@@ -256,6 +276,11 @@ impl Sweep {
         std::mem::take(&mut self.ended)
     }
 
+    /// Whether no pass is under way.
+    pub fn is_at_start(&self) -> bool {
+        self.walk == Walk::default()
+    }
+
     /// Forgets the pass under way: what it has seen is from before a change of the holding.
     pub fn restart(&mut self) {
         self.begin();
@@ -273,21 +298,20 @@ impl Sweep {
             if spent().saturating_sub(start) >= STEP_TIME_MAX {
                 break;
             }
-            let (rows, next) = self.flows.batch(self.cursor, BATCH_ROWS)?;
+            let Some(halves) = self.walk.next(&self.flows)? else { break };
             let now = clock::ticks();
-            for (key, bytes) in rows {
-                self.look(settings, holding, &key.0, &bytes, now)?;
+            for half in &halves {
+                self.look(settings, holding, half, now)?;
             }
-            match next {
-                Some(next) => self.cursor = next,
-                None => return Ok(Some(self.end())),
+            if self.walk.has_ended() {
+                return Ok(Some(self.end()));
             }
         }
         Ok(None)
     }
 
     fn begin(&mut self) {
-        self.cursor = Cursor::default();
+        self.walk = Walk::default();
         self.usage = Usage::default();
         self.destinations.clear();
         self.counted.clear();
@@ -322,103 +346,125 @@ impl Sweep {
         &mut self,
         settings: &AgentSettings<Address>,
         holding: &Holding,
-        key: &FlowKey<Address>,
-        bytes: &FlowBytes,
+        half: &Half,
         now: Ticks,
     ) -> Result<(), TableError> {
-        let Some(half) = raw::row::<Flow<Address>>(bytes) else { return Ok(()) };
-        let is_outbound = half.kind == FlowKind::Outbound as u8;
-        let outside = outside(key, &half, is_outbound);
-        let block = if is_outbound { holding.block_of(outside) } else { None };
-        let is_lost = is_outbound && block.is_none();
-        if is_lost || is_over(&self.flows, settings, key, &half, now)? {
-            // Whose port has a new owner is told in any case, others where their rule says so.
-            let is_told = half.marks.get() & mark::TCP_RESET != 0
-                || (is_lost && holding.taken.contains(&outside));
+        let outside = outside(half);
+        let block = if half.is_outbound() { holding.block_of(outside) } else { None };
+        let is_lost = half.is_outbound() && block.is_none();
+        let untrue = holding.untrue(half, &self.flows);
+        let must_go = is_lost || untrue.is_some();
+        if must_go || is_over(&self.flows, settings, half, now)? {
+            // Whose port has a new owner is told in any case, and so is whose Service or pod is
+            // gone; others where their rule says so.
+            let is_told = half.key.protocol == protocol::TCP
+                && (half.row.marks.get() & mark::TCP_RESET != 0
+                    || untrue.is_some()
+                    || (is_lost && holding.taken.contains(&outside)));
             if is_told && self.ended.len() >= ENDED_MAX {
+                self.usage.postponed += 1;
                 return Ok(());
             }
-            if let Some(peer) = self.remove(key, bytes, &half, is_lost)? {
-                if is_outbound {
-                    self.release(settings, key, &half);
+            if let Some(peer) = self.remove(half, must_go)? {
+                self.usage.removed += 1;
+                if let Some(why) = untrue {
+                    *self.usage.untrue.entry(why).or_default() += 1;
+                }
+                if half.is_outbound() {
+                    self.release(settings, half);
                 }
                 if is_told
                     && let Some(peer) = peer
-                    && flow::can_be_reset(&half, &peer, key.protocol)
+                    && flow::can_be_reset(&half.row, &peer, half.key.protocol)
                 {
-                    self.ended.push(ended(key, &half, &peer));
+                    self.ended.push(ended(half, &peer));
                 }
-                self.usage.removed += 1;
                 return Ok(());
             }
             // It may have gone a moment ago, with its other half of the same batch.
-            if self.flows.get(&Raw(*key))?.is_none() {
+            if self.flows.get(&Raw(half.key))?.is_none() {
                 return Ok(());
             }
         }
-        if key.side != Side::Egress as u8 {
-            return Ok(());
-        }
-        self.usage.flows += 1;
-        if is_outbound {
-            if let Some(quota) = self.quotas.get(&key.source) {
-                for row in [quota.pod, quota.namespace] {
-                    *self.counted.entry(row).or_default() += 1;
-                }
-            }
-            self.usage.blocks.insert(block.unwrap_or((outside.0, block_of(outside.1))));
-            let destination = match self.destinations.entry(fingerprint_of(settings, key, &half)) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => entry.insert(Destination { flows: 0, seen: None }),
-            };
-            destination.flows += 1;
-            if let Some(seen) = destination.seen
-                && let Some(word) = self.seen[seen as usize].get_mut(half.position as usize / 64)
-            {
-                *word |= 1 << (half.position % 64);
-            }
+        if half.is_egress() {
+            self.count(settings, half, block.unwrap_or((outside.0, block_of(outside.1))));
         }
         Ok(())
     }
 
-    /// Removes both halves; what the other one was, once they are gone. If the first one has
-    /// changed since it was judged, a packet came or another flow has taken its place, and what
-    /// was taken out goes back; a flow that has lost its address goes even if packets still come.
-    fn remove(
-        &mut self,
-        key: &FlowKey<Address>,
-        judged: &FlowBytes,
-        half: &Flow<Address>,
-        is_lost: bool,
-    ) -> Result<Option<Option<Flow<Address>>>, TableError> {
-        let peer_key = Raw(key.peer(half));
-        let Some(taken) = self.flows.take(&Raw(*key))? else { return Ok(None) };
-        let is_same_flow =
-            raw::row::<Flow<Address>>(&taken).is_some_and(|row| row.generation == half.generation);
-        if taken != *judged && !(is_lost && is_same_flow) {
-            self.flows.add(&Raw(*key), &taken)?;
-            return Ok(None);
+    /// Counts a flow, by its half that leaves.
+    fn count(&mut self, settings: &AgentSettings<Address>, half: &Half, block: (Address, u16)) {
+        self.usage.flows += 1;
+        if !half.is_outbound() {
+            return;
         }
-        let Some(bytes) = self.flows.take(&peer_key)? else { return Ok(Some(None)) };
-        let peer = raw::row::<Flow<Address>>(&bytes);
-        if peer.as_ref().is_some_and(|row| row.generation != half.generation) {
-            // The other half belongs to a newer flow.
-            self.flows.add(&peer_key, &bytes)?;
-            return Ok(Some(None));
+        if let Some(quota) = self.quotas.get(&half.key.source) {
+            for row in [quota.pod, quota.namespace] {
+                *self.counted.entry(row).or_default() += 1;
+            }
         }
-        Ok(Some(peer))
+        self.usage.blocks.insert(block);
+        let destination = match self.destinations.entry(fingerprint_of(settings, half)) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Destination { flows: 0, seen: None }),
+        };
+        destination.flows += 1;
+        let position = half.row.position;
+        if let Some(seen) = destination.seen
+            && let Some(word) = self.seen[seen as usize].get_mut(position as usize / 64)
+        {
+            *word |= 1 << (position % 64);
+        }
     }
 
-    fn release(
-        &self,
-        settings: &AgentSettings<Address>,
-        key: &FlowKey<Address>,
-        half: &Flow<Address>,
-    ) {
-        let fingerprint = fingerprint_of(settings, key, half);
+    /// Removes both halves; what the other one was, once they are gone. Nothing if the first one
+    /// has changed since it was judged: a packet came, or another flow has taken its place. A flow
+    /// that must go goes even if packets still come.
+    ///
+    /// A flow that is over and unchanged cannot come to life again: whatever packet comes judges it
+    /// over as well and opens another one.
+    fn remove(
+        &mut self,
+        half: &Half,
+        must_go: bool,
+    ) -> Result<Option<Option<Flow<Address>>>, TableError> {
+        let (key, peer_key) = (Raw(half.key), Raw(half.peer_key()));
+        if !must_go && self.flows.get(&key)? != Some(half.bytes) {
+            return Ok(None);
+        }
+        if self.take(&key, half.row.generation)?.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(self.take(&peer_key, half.row.generation)?))
+    }
+
+    /// Takes a half out if it is of this generation. It is asked first: a half that is taken out
+    /// only to be put back is missed by the packets that come in between.
+    fn take(
+        &mut self,
+        key: &Raw<FlowKey<Address>>,
+        generation: u32,
+    ) -> Result<Option<Flow<Address>>, TableError> {
+        let of_it = |bytes: &FlowBytes| {
+            raw::row::<Flow<Address>>(bytes).filter(|row| row.generation == generation)
+        };
+        if self.flows.get(key)?.as_ref().and_then(of_it).is_none() {
+            return Ok(None);
+        }
+        let Some(bytes) = self.flows.take(key)? else { return Ok(None) };
+        let taken = of_it(&bytes);
+        if taken.is_none() {
+            // Between the two calls the flow was found over and another one was opened.
+            self.flows.add(key, &bytes)?;
+        }
+        Ok(taken)
+    }
+
+    fn release(&self, settings: &AgentSettings<Address>, half: &Half) {
+        let fingerprint = fingerprint_of(settings, half);
         for (_, row) in watched(&self.positions) {
             if row.fingerprint.get() == fingerprint {
-                row.release(&self.positions, half.position.into());
+                row.release(&self.positions, half.row.position.into());
             }
         }
     }
@@ -472,20 +518,19 @@ fn watched(positions: &PositionsMemory) -> impl Iterator<Item = (u32, &Positions
         .filter(|(_, row)| row.fingerprint.get() != 0)
 }
 
-/// Whether a flow is over, asking for its other half only where that matters.
+/// Whether a flow is over, asking for its other half only where that matters. What is over by this
+/// clock is over for the programs too.
 fn is_over(
-    flows: &Flows,
+    table: &Flows,
     settings: &AgentSettings<Address>,
-    key: &FlowKey<Address>,
-    half: &Flow<Address>,
+    half: &Half,
     now: Ticks,
 ) -> Result<bool, TableError> {
-    if !flow::looks_idle(half, settings, now) {
+    if !flow::looks_idle(&half.row, settings, now) {
         return Ok(false);
     }
-    let peer = flows.get(&Raw(key.peer(half)))?;
-    let peer = peer.as_ref().and_then(|bytes| raw::row::<Flow<Address>>(bytes));
-    Ok(flow::expired(half, peer.as_ref(), key.protocol, settings, now))
+    let peer = half.peer(table)?;
+    Ok(flow::expired(&half.row, peer.as_ref(), half.key.protocol, settings, now))
 }
 
 /// First port of the block that a port is in.
@@ -493,22 +538,14 @@ fn block_of(port: u16) -> u16 {
     port - port % BLOCK_PORTS as u16
 }
 
-/// The public port that an outbound flow uses.
-fn outside(key: &FlowKey<Address>, half: &Flow<Address>, is_outbound: bool) -> (Address, u16) {
-    let (address, port) = if is_outbound && key.side == Side::Egress as u8 {
-        (half.address, half.port)
-    } else {
-        (key.target, key.target_port)
-    };
-    (address, u16::from_be_bytes(port))
+/// What the other end of a flow sees.
+fn outside(half: &Half) -> (Address, u16) {
+    let (_, ingress) = half.keys();
+    (ingress.target, u16::from_be_bytes(ingress.target_port))
 }
 
 /// What stands for a flow's destination in its row of positions.
-fn fingerprint_of(
-    settings: &AgentSettings<Address>,
-    key: &FlowKey<Address>,
-    half: &Flow<Address>,
-) -> u64 {
-    let egress = if key.side == Side::Egress as u8 { *key } else { key.peer(half) };
+fn fingerprint_of(settings: &AgentSettings<Address>, half: &Half) -> u64 {
+    let (egress, _) = half.keys();
     fingerprint(settings, egress.target, egress.target_port, egress.protocol)
 }

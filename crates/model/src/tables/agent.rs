@@ -16,15 +16,17 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::{Address, TablesError, changed, gone, internal_ranges, octets};
 use crate::addresses::existing;
-use crate::backends::public_rules;
+use crate::backends::{PublicRule, public_rules};
 use crate::cluster::{FlowTimers, IcmpEcho, LastHop, Quotas};
 use crate::decide::route_exceptions;
 use crate::lease::LeaseState;
 use crate::method::{Method, Protocol};
 use crate::objects::Objects;
 use crate::places::{Runs, places};
+use crate::pods::Pod;
 use crate::runtime::{NodeNetwork, NodeOutbound};
 use crate::tags::Tags;
+use crate::truth::{self, Truth};
 
 /// Blocks whose positions share a word of a bitmap over positions: 64 positions / 8.
 const BLOCKS_PER_WORD: u32 = 8;
@@ -90,6 +92,11 @@ pub struct AgentTables {
     pub quotas: BTreeMap<Address, Quota>,
     /// Limits of allowances, by row.
     pub allowances: BTreeMap<u32, u32>,
+    /// Who each pod's address belonged to when its flows were opened. Programs do not ask; it is
+    /// kept in the kernel to outlive the agent as flows do.
+    pub pods: BTreeMap<Address, u64>,
+    /// What the flows are held against: no table has it.
+    pub truth: Truth,
 }
 
 /// A change of one row. `None` and zeroes remove.
@@ -123,6 +130,8 @@ pub enum AgentEdit {
     Quota(Address, Option<Quota>),
     /// `allowances`: the limit; the rest is the programs' and the sweep's.
     Allowance(u32, u32),
+    /// `pods`: who has the address.
+    Pod(Address, Option<u64>),
 }
 
 /// What the tables of `node` should hold, where `present` is what they hold.
@@ -173,7 +182,10 @@ pub fn agent_tables(
     };
     tables.place_blocks(network, present);
     tables.place_policies(network, &objects.cluster().timers);
-    tables.place_services(objects, node, present);
+    let rules = public_rules(objects);
+    tables.pods = truth::record(objects, node, &present.pods);
+    tables.truth = Truth::new(objects, node, &rules, &tables.pods);
+    tables.place_services(objects, node, rules, present);
     tables.place_quotas(objects, node, present);
     Ok(tables)
 }
@@ -232,8 +244,8 @@ fn sources(
     let pods = objects
         .pods
         .values()
-        .filter(|pod| pod.spec.node_name.as_deref() == Some(node) && !pod.spec.host_network)
-        .filter_map(|pod| pod.status.pod_ip)
+        .filter(|pod| pod.spec.node_name.as_deref() == Some(node))
+        .filter_map(Pod::own_address)
         .filter(|address| !network.spec.pod_cidrs.iter().any(|cidr| cidr.contains(address)))
         .map(Ipv4Net::from);
     [Ipv4Net::from(address)]
@@ -430,7 +442,13 @@ impl AgentTables {
         }
     }
 
-    fn place_services(&mut self, objects: &Objects, node: &str, present: &AgentTables) {
+    fn place_services(
+        &mut self,
+        objects: &Objects,
+        node: &str,
+        rules: BTreeMap<RuleKey<Address>, PublicRule>,
+        present: &AgentTables,
+    ) {
         let kube_proxy = objects.cluster().last_hop == LastHop::KubeProxy;
         let run = |service: &Service| {
             let rows = (service.first..service.first + service.count)
@@ -439,7 +457,7 @@ impl AgentTables {
             (service.first, rows)
         };
         let mut runs = Runs::new(present.services.values().map(run), ENDPOINTS_MAX);
-        for (key, rule) in public_rules(objects) {
+        for (key, rule) in rules {
             let endpoints: Vec<Endpoint<Address>> = rule
                 .backends
                 .iter()
@@ -490,10 +508,10 @@ impl AgentTables {
         let pods: Vec<(Address, &str)> = objects
             .pods
             .values()
-            .filter(|pod| pod.spec.node_name.as_deref() == Some(node) && !pod.spec.host_network)
+            .filter(|pod| pod.spec.node_name.as_deref() == Some(node))
             .filter_map(|pod| {
                 let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-                Some((octets(pod.status.pod_ip?), namespace))
+                Some((octets(pod.own_address()?), namespace))
             })
             .take(QUOTAS_MAX as usize)
             .collect();
@@ -536,6 +554,9 @@ impl AgentTables {
                 edits.push(AgentEdit::Open(*word, keep));
             }
         }
+        // Whose flows they are, before there are any. What is gone goes when its flows are.
+        let pods = changed(&present.pods, &self.pods);
+        edits.extend(pods.map(|(address, owner)| AgentEdit::Pod(*address, Some(*owner))));
         edits.extend(self.vips.difference(&present.vips).map(|vip| AgentEdit::Vip(*vip, true)));
         edits.extend(self.muxes.difference(&present.muxes).map(|mux| AgentEdit::Mux(*mux, true)));
         let internal = self.internal.difference(&present.internal);
@@ -633,6 +654,8 @@ impl AgentTables {
             AgentEdit::Quota(address, Some(row)) => drop(self.quotas.insert(*address, *row)),
             AgentEdit::Quota(address, None) => drop(self.quotas.remove(address)),
             AgentEdit::Allowance(row, limit) => put(&mut self.allowances, row, limit),
+            AgentEdit::Pod(address, Some(owner)) => drop(self.pods.insert(*address, *owner)),
+            AgentEdit::Pod(address, None) => drop(self.pods.remove(address)),
         }
     }
 }
