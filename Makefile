@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab test lint bench fuzz mutants clean
+.PHONY: help setup build lab test test-kernels lint bench fuzz mutants clean
 
 # cargo installs bpf-linker into its own folder, and ip and nft live in sbin on Debian.
 CARGO_HOME ?= $(HOME)/.cargo
@@ -20,7 +20,7 @@ no sudo here: run it as root' >&2; exit 1)
 endif
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## install what building and testing need and this machine lacks
 	@scripts/setup
@@ -37,6 +37,10 @@ test: ## set up, then run all tests: unit, property, kernel, lab
 	$(NEEDS_ROOT)
 	@$(MAKE) --no-print-directory setup
 	$(AS_ROOT) $(CARGO) test --locked --workspace --exclude ebpf --no-fail-fast
+
+# Needs no root: the tests are root of another machine.
+test-kernels: ## boot Debian's kernels (6.1, its realtime flavour, newest) in QEMU, play tests there
+	@scripts/test-kernels
 
 lint: setup ## formatting, clippy, licences (cargo-deny) and shell scripts, each as far as installed
 	$(CARGO) fmt --all --check

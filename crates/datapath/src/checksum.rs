@@ -1,5 +1,7 @@
 //! Internet checksums (RFC 1071) and how they change with a field (RFC 1624).
 
+use crate::Ipv4;
+
 /// Folds a sum of 16-bit words to 16 bits.
 #[inline(always)]
 pub const fn fold(sum: u32) -> u16 {
@@ -26,7 +28,7 @@ pub const fn replace(sum: u16, old: u16, new: u16) -> u16 {
 /// The checksum field `sum` after an IPv4 address that it covers, or that its pseudo-header names,
 /// became another. Words are as they lie in memory.
 #[inline(always)]
-pub fn replace_address(sum: u16, old: [u8; 4], new: [u8; 4]) -> u16 {
+pub fn replace_address(sum: u16, old: Ipv4, new: Ipv4) -> u16 {
     let [old_high, old_low] = halves(old);
     let [new_high, new_low] = halves(new);
     let gone = !old_high as u32 + !old_low as u32;
@@ -37,7 +39,7 @@ pub fn replace_address(sum: u16, old: [u8; 4], new: [u8; 4]) -> u16 {
 /// the sum of the pseudo-header. `length` is that of the segment or datagram. Words are as they lie
 /// in memory.
 #[inline(always)]
-pub fn pseudo_header(source: [u8; 4], target: [u8; 4], protocol: u8, length: u16) -> u16 {
+pub fn pseudo_header(source: Ipv4, target: Ipv4, protocol: u8, length: u16) -> u16 {
     let [a, b] = halves(source);
     let [c, d] = halves(target);
     let rest = (protocol as u16).to_be() as u32 + length.to_be() as u32;
@@ -51,7 +53,8 @@ pub const fn same(one: u16, other: u16) -> bool {
 }
 
 #[inline(always)]
-fn halves([a, b, c, d]: [u8; 4]) -> [u16; 2] {
+fn halves(address: Ipv4) -> [u16; 2] {
+    let [a, b, c, d] = address.wire();
     [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
 }
 

@@ -1,7 +1,7 @@
 //! The decision about a packet that leaves the node.
 
 use crate::{
-    Drop, Event, Pass, V4,
+    Drop, Event, Family, Pass, Port, V4,
     agent::AgentTables,
     flow, fragment, icmp,
     limits::OWN_MARK,
@@ -12,7 +12,7 @@ use crate::{
     verdict::{self, Change, End, Places, Rewrite, Verdict},
 };
 
-type Address = [u8; 4];
+type Address = <V4 as Family>::Address;
 
 /// Decides about one frame that leaves by the uplink; `now` is the monotonic clock in
 /// nanoseconds, `mark` is the packet's (`SO_MARK`).
@@ -77,8 +77,8 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
 struct Way {
     kind: Kind,
     address: Address,
-    port: [u8; 2],
-    far_port: [u8; 2],
+    port: Port,
+    far_port: Port,
     pass: Pass,
     reason: Drop,
     policy: u8,
@@ -99,16 +99,16 @@ enum Kind {
 impl Way {
     const NONE: Way = Way {
         kind: Kind::Dropped,
-        address: [0; 4],
-        port: [0; 2],
-        far_port: [0; 2],
+        address: Address::NONE,
+        port: Port::NONE,
+        far_port: Port::NONE,
         pass: Pass::NotIp,
         reason: Drop::Malformed,
         policy: 0,
     };
 
     #[inline(always)]
-    const fn leave_as(address: Address, port: [u8; 2], far_port: [u8; 2]) -> Way {
+    const fn leave_as(address: Address, port: Port, far_port: Port) -> Way {
         Way { kind: Kind::As, address, port, far_port, ..Way::NONE }
     }
 
@@ -148,7 +148,7 @@ fn way<T: AgentTables<V4>>(
         }
         Transport::Fragment => {
             if let Some(address) = fragment::address(tables, headers, Side::Egress, ticks) {
-                return Way::leave_as(address, [0; 2], headers.target_port);
+                return Way::leave_as(address, Port::NONE, headers.target_port);
             }
         }
         Transport::IcmpError | Transport::IcmpOther => {}
@@ -163,9 +163,7 @@ fn way<T: AgentTables<V4>>(
         }
         return Way::unchanged(Pass::NotOurs);
     };
-    if headers.transport == Transport::Udp
-        && u16::from_be_bytes(headers.target_port) == settings.gue_port
-    {
+    if headers.transport == Transport::Udp && headers.target_port.number() == settings.gue_port {
         return Way::dropped(Drop::GuePort);
     }
     if tables.is_private(&headers.target) {

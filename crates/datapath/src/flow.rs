@@ -1,7 +1,7 @@
 //! Whose flow a packet is, when a flow is over, and what its two halves remember of it.
 
 use crate::{
-    Event, Family, V4,
+    Event, Family, Port, V4,
     agent::{AgentTables, watched},
     packet::{Headers, Transport, tcp_flag},
     positions::fingerprint,
@@ -9,7 +9,7 @@ use crate::{
     tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks, Timers, mark},
 };
 
-type Address = [u8; 4];
+type Address = <V4 as Family>::Address;
 
 /// How long a half may stand alone: the other one is being written.
 pub const ALONE: Ticks = Ticks::from_seconds(2);
@@ -257,8 +257,8 @@ pub(crate) fn key(headers: &Headers<V4>, side: Side) -> FlowKey<Address> {
     FlowKey {
         source: headers.source,
         target: headers.target,
-        source_port: if echo && inward { [0; 2] } else { headers.source_port },
-        target_port: if echo && !inward { [0; 2] } else { headers.target_port },
+        source_port: if echo && inward { Port::NONE } else { headers.source_port },
+        target_port: if echo && !inward { Port::NONE } else { headers.target_port },
         protocol: headers.protocol,
         side: side as u8,
         reserved: [0; 2],
@@ -344,7 +344,7 @@ pub(crate) fn remove<T: AgentTables<V4>>(tables: &T, key: &FlowKey<Address>, hal
 pub fn release<T: AgentTables<V4>>(
     tables: &T,
     remote: Address,
-    port: [u8; 2],
+    port: Port,
     protocol: u8,
     position: u32,
 ) {

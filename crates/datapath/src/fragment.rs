@@ -2,13 +2,13 @@
 //! that follow. One that comes before the first is dropped.
 
 use crate::{
-    V4,
+    Family, V4,
     agent::AgentTables,
     packet::Headers,
     tables::{Fragment, FragmentKey, Side, Ticks},
 };
 
-type Address = [u8; 4];
+type Address = <V4 as Family>::Address;
 
 /// How long what a first fragment has shown is good for. Those that belong together come within
 /// milliseconds; an identification may come again within seconds.

@@ -14,8 +14,8 @@
 //! ```
 
 use crate::{
-    V4, checksum, hash,
-    packet::{self, ETHERNET, Headers, Packet},
+    Ipv4, V4, checksum, hash,
+    packet::{ETHERNET, Headers, Packet, View},
     protocol,
     tables::{MuxSettings, TagKeys},
 };
@@ -45,9 +45,9 @@ const CONSTANT: u32 = u32::from_be_bytes([0x40, 0, 64, protocol::UDP]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outer<'a> {
     /// The mux's settings.
-    pub settings: &'a MuxSettings<[u8; 4]>,
+    pub settings: &'a MuxSettings<Ipv4>,
     /// Where to.
-    pub target: [u8; 4],
+    pub target: Ipv4,
     /// Bytes of the inner packet.
     pub inner: u16,
     /// Its type of service.
@@ -55,7 +55,7 @@ pub struct Outer<'a> {
     /// What spreads flows.
     pub hash: u16,
     /// A second node to try, if the first one does not know the flow; all zeroes: none.
-    pub other: [u8; 4],
+    pub other: Ipv4,
     /// [`tag`], or zero where nobody asks for it.
     pub tag: u64,
 }
@@ -70,7 +70,8 @@ impl Outer<'_> {
     pub fn headers(&self) -> [u8; OUTER] {
         let settings = self.settings;
         let total = self.inner + OVERHEAD as u16;
-        let [own, target] = [settings.address, self.target].map(u32::from_le_bytes);
+        let [own, target] =
+            [settings.address, self.target].map(|end| u32::from_le_bytes(end.wire()));
         // A sum of ones' complements is the same in either order of bytes (RFC 1071, 2).
         let start = u16::from_le_bytes([0x45, self.tos]) as u64;
         let sum = start + total.swap_bytes() as u64 + CONSTANT.swap_bytes() as u64;
@@ -85,13 +86,13 @@ impl Outer<'_> {
         b[16..18].copy_from_slice(&total.to_be_bytes());
         b[20..24].copy_from_slice(&CONSTANT.to_be_bytes());
         b[24..26].copy_from_slice(&sum.to_le_bytes());
-        b[26..30].copy_from_slice(&settings.address);
-        b[30..34].copy_from_slice(&self.target);
+        b[26..30].copy_from_slice(&settings.address.wire());
+        b[30..34].copy_from_slice(&self.target.wire());
         b[34..36].copy_from_slice(&source_port.to_be_bytes());
         b[36..38].copy_from_slice(&settings.gue_port.to_be_bytes());
         b[38..40].copy_from_slice(&(total - 20).to_be_bytes());
         b[42..46].copy_from_slice(&FIRST_WORD);
-        b[46..50].copy_from_slice(&self.other);
+        b[46..50].copy_from_slice(&self.other.wire());
         b[50..58].copy_from_slice(&self.tag.to_le_bytes());
         b
     }
@@ -99,23 +100,23 @@ impl Outer<'_> {
 
 /// Who sent the wrapped packet that the frame carries, if it carries one for `own`.
 #[inline(always)]
-pub fn sender<P: Packet + ?Sized>(packet: &P, own: [u8; 4], port: u16) -> Option<[u8; 4]> {
-    let b = packet.read::<UNDERLAY>(ETHERNET)?;
+pub fn sender<P: Packet + ?Sized>(packet: &P, own: Ipv4, port: u16) -> Option<Ipv4> {
+    let b = &packet.read::<UNDERLAY>(ETHERNET)?;
     // Muxes send no options and no fragments; whatever looks otherwise is not theirs.
     let is_wrapped = b[0] == 0x45
         && b[9] == protocol::UDP
         && b[6] & 0x3f == 0
         && b[7] == 0
-        && packet::field::<4>(&b, 16) == own
+        && b.address(16) == own
         && u16::from_be_bytes([b[22], b[23]]) == port;
-    is_wrapped.then_some(packet::field(&b, 12))
+    is_wrapped.then_some(b.address(12))
 }
 
 /// The private data of a wrapped packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Private {
     /// A second node to try; all zeroes: none.
-    pub other: [u8; 4],
+    pub other: Ipv4,
     /// Shows that a mux of this cluster, or a node, has wrapped the packet: [`tag`].
     pub tag: u64,
 }
@@ -123,10 +124,9 @@ pub struct Private {
 /// Reads the GUE header of a wrapped packet ([`sender`]); nothing where it is none of ours.
 #[inline(always)]
 pub fn private<P: Packet + ?Sized>(packet: &P) -> Option<Private> {
-    let b = packet.read::<SHIM>(ETHERNET + UNDERLAY)?;
-    let private =
-        Private { other: packet::field(&b, 4), tag: u64::from_le_bytes(packet::field(&b, 8)) };
-    (packet::field::<4>(&b, 0) == FIRST_WORD).then_some(private)
+    let b = &packet.read::<SHIM>(ETHERNET + UNDERLAY)?;
+    let private = Private { other: b.address(4), tag: u64::from_le_bytes(b.field(8)) };
+    (b.field(0) == FIRST_WORD).then_some(private)
 }
 
 /// The tag of a packet with these inner headers, with the key in one of the two `slot`s. Its lowest
@@ -139,10 +139,10 @@ pub fn private<P: Packet + ?Sized>(packet: &P) -> Option<Private> {
 #[inline(always)]
 pub fn tag(keys: &TagKeys, slot: u64, headers: &Headers<V4>) -> u64 {
     let slot = slot & 1;
-    let source = u32::from_le_bytes(headers.source) as u64;
-    let target = u32::from_le_bytes(headers.target) as u64;
-    let source_port = u16::from_le_bytes(headers.source_port) as u64;
-    let target_port = u16::from_le_bytes(headers.target_port) as u64;
+    let source = u32::from_le_bytes(headers.source.wire()) as u64;
+    let target = u32::from_le_bytes(headers.target.wire()) as u64;
+    let source_port = u16::from_le_bytes(headers.source_port.wire()) as u64;
+    let target_port = u16::from_le_bytes(headers.target_port.wire()) as u64;
     let id = u16::from_le_bytes(headers.id) as u64;
     let words = [
         source | target << 32,

@@ -103,7 +103,8 @@ mod tests {
         fn the_tag_is_siphash_of_fifteen_bytes(key: [u64; 2], bytes: [u8; 15]) {
             let mut other = siphasher::sip::SipHasher13::new_with_keys(key[0], key[1]);
             other.write(&bytes);
-            let word = |from: &[u8]| from.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+            let push = |sum, byte: &u8| sum << 8 | u64::from(*byte);
+            let word = |from: &[u8]| from.iter().rev().fold(0, push);
             let words = [word(&bytes[..8]), word(&bytes[8..])];
             prop_assert_eq!(super::tag(key, words), other.finish());
             prop_assert_eq!(super::tag(key, [words[0], words[1] | 0xab << 56]), other.finish());

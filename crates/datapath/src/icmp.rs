@@ -6,14 +6,14 @@
 //! really change.
 
 use crate::{
-    V4, checksum,
-    packet::{ETHERNET, Headers, Packet, field},
+    Family, Port, V4, checksum,
+    packet::{ETHERNET, Headers, Packet, View},
     protocol,
     tables::{Flow, FlowKey, Side},
     verdict::{Change, End},
 };
 
-type Address = [u8; 4];
+type Address = <V4 as Family>::Address;
 
 /// Words that translating an error can change: two of the inner address, both inner ports, the
 /// inner IP and transport checksums, and the ICMP checksum.
@@ -33,9 +33,9 @@ pub struct Inner {
     /// Its IP protocol.
     pub protocol: u8,
     /// Its source port, or the echo identifier.
-    pub source_port: [u8; 2],
+    pub source_port: Port,
     /// Its destination port; zero for echo.
-    pub target_port: [u8; 2],
+    pub target_port: Port,
 }
 
 /// Reads the packet that an error carries; nothing where it is cut short, a later fragment, its
@@ -43,7 +43,7 @@ pub struct Inner {
 #[inline(always)]
 pub fn inner<P: Packet + ?Sized>(packet: &P, headers: &Headers<V4>) -> Option<Inner> {
     let ip = headers.l4 + 8;
-    let b = packet.read::<20>(ip)?;
+    let b = &packet.read::<20>(ip)?;
     let header = ((b[0] & 0x0f) as usize) << 2;
     let end = headers.ip + headers.total as usize;
     let later = u16::from_be_bytes([b[6], b[7]]) & 0x1fff != 0;
@@ -51,23 +51,23 @@ pub fn inner<P: Packet + ?Sized>(packet: &P, headers: &Headers<V4>) -> Option<In
         return None;
     }
     let l4 = ip + header;
-    if !is_sound(packet, ip, header, &b) {
+    if !is_sound(packet, ip, header, b) {
         return None;
     }
-    let p = packet.read::<8>(l4)?;
+    let p = &packet.read::<8>(l4)?;
     let (source_port, target_port) = match b[9] {
-        protocol::TCP | protocol::UDP => (field(&p, 0), field(&p, 2)),
+        protocol::TCP | protocol::UDP => (p.port(0), p.port(2)),
         // Only an echo has an identifier; a reply's stands for the end that asked.
-        protocol::ICMP if p[0] == 8 => (field(&p, 4), [0; 2]),
-        protocol::ICMP if p[0] == 0 => ([0; 2], field(&p, 4)),
+        protocol::ICMP if p[0] == 8 => (p.port(4), Port::NONE),
+        protocol::ICMP if p[0] == 0 => (Port::NONE, p.port(4)),
         protocol::ICMP => return None,
-        _ => ([0; 2], [0; 2]),
+        _ => (Port::NONE, Port::NONE),
     };
     Some(Inner {
         ip,
         l4,
-        source: field(&b, 12),
-        target: field(&b, 16),
+        source: b.address(12),
+        target: b.address(16),
         protocol: b[9],
         source_port,
         target_port,
@@ -170,10 +170,8 @@ pub fn translate<P: Packet + ?Sized>(
     let ip_sum = u16::from_be_bytes(packet.read::<2>(inner.ip + 10)?);
 
     let mut new_ip_sum = ip_sum;
-    let words = [
-        ([old[0], old[1]], [address[0], address[1]]),
-        ([old[2], old[3]], [address[2], address[3]]),
-    ];
+    let [[a, b, c, d], [e, f, g, h]] = [old.wire(), address.wire()];
+    let words = [([a, b], [e, f]), ([c, d], [g, h])];
     for (old, new) in words {
         let (old, new) = (u16::from_be_bytes(old), u16::from_be_bytes(new));
         new_ip_sum = checksum::replace(new_ip_sum, old, new);
@@ -181,7 +179,7 @@ pub fn translate<P: Packet + ?Sized>(
     }
     outer_sum = checksum::replace(outer_sum, ip_sum, new_ip_sum);
     for (old, new) in ports {
-        outer_sum = checksum::replace(outer_sum, u16::from_be_bytes(old), u16::from_be_bytes(new));
+        outer_sum = checksum::replace(outer_sum, old.number(), new.number());
     }
 
     // The inner transport checksum, where the error carries it and it says something.
@@ -209,8 +207,7 @@ pub fn translate<P: Packet + ?Sized>(
                 }
             }
             for (old, new_port) in ports {
-                let (old, new_port) = (u16::from_be_bytes(old), u16::from_be_bytes(new_port));
-                new = checksum::replace(new, old, new_port);
+                new = checksum::replace(new, old.number(), new_port.number());
             }
             if inner.protocol == protocol::UDP && new == 0 {
                 new = 0xffff;
@@ -229,10 +226,10 @@ pub fn translate<P: Packet + ?Sized>(
         },
         ip_checksum_at: at(headers.ip + 10),
         words: [
-            Word { at: at(address_at), new: [address[0], address[1]] },
-            Word { at: at(address_at + 2), new: [address[2], address[3]] },
-            Word { at: if has_ports { at(port_at) } else { 0 }, new: port },
-            Word { at: if far != old_far { at(far_at) } else { 0 }, new: far },
+            Word { at: at(address_at), new: [e, f] },
+            Word { at: at(address_at + 2), new: [g, h] },
+            Word { at: if has_ports { at(port_at) } else { 0 }, new: port.wire() },
+            Word { at: if far != old_far { at(far_at) } else { 0 }, new: far.wire() },
             Word { at: at(inner.ip + 10), new: new_ip_sum.to_be_bytes() },
             l4_word,
             Word { at: at(headers.l4 + 2), new: outer_sum.to_be_bytes() },
@@ -258,8 +255,8 @@ pub fn too_big(
     let length = 20 + 8 + QUOTE as u8;
     let mut ip = [0u8; 20];
     ip[..10].copy_from_slice(&[0x45, 0, 0, length, 0, 0, 0, 0, 64, protocol::ICMP]);
-    ip[12..16].copy_from_slice(&headers.target);
-    ip[16..].copy_from_slice(&headers.source);
+    ip[12..16].copy_from_slice(&headers.target.wire());
+    ip[16..].copy_from_slice(&headers.source.wire());
     let sum = checksum::ipv4_header(&ip).to_be_bytes();
     ip[10] = sum[0];
     ip[11] = sum[1];

@@ -8,7 +8,7 @@
 use core::cell::Cell;
 
 use crate::{
-    Event, V4,
+    Event, Family, Port, V4,
     agent::{AgentTables, NotInserted, Step},
     flow, hash, mux,
     packet::Headers,
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-type Address = [u8; 4];
+type Address = <V4 as Family>::Address;
 
 /// Pods that one search asks for, beginning with the one that the packet's hash stands for.
 pub const PODS_MAX: u32 = 4;
@@ -33,8 +33,8 @@ pub const STEPS: u32 = PODS_MAX + PORTS_MAX + 1 + 4;
 #[derive(Clone, Copy)]
 pub struct Inside {
     pub(crate) address: Address,
-    pub(crate) port: [u8; 2],
-    pub(crate) far_port: [u8; 2],
+    pub(crate) port: Port,
+    pub(crate) far_port: Port,
 }
 
 /// A flow that looks for a pod.
@@ -73,9 +73,9 @@ impl Opening {
     ) -> Self {
         let affinity = service.flags & rule_flag::CLIENT_AFFINITY != 0;
         let hash = mux::flow_hash(headers, settings.seed[0], affinity);
-        let ([a, b, c, d], [e, f]) = (headers.source, headers.source_port);
+        let ([a, b, c, d], [e, f]) = (headers.source.wire(), headers.source_port.wire());
         let client = u64::from_le_bytes([a, b, c, d, e, f, headers.protocol, 0]);
-        let ([a, b, c, d], [e, f]) = (headers.target, headers.target_port);
+        let ([a, b, c, d], [e, f]) = (headers.target.wire(), headers.target_port.wire());
         let vip = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
         let random = hash::secret(settings.seed, [client, vip]);
         let now = Ticks::from_nanoseconds(now);
@@ -93,7 +93,7 @@ impl Opening {
             generation: (random >> 32) as u32 ^ now.0,
             marks: first.marks,
             sequence: first.sequence,
-            inside: Inside { address: [0; 4], port: [0; 2], far_port: [0; 2] },
+            inside: Inside { address: Address::NONE, port: Port::NONE, far_port: Port::NONE },
             index: 0,
             end: Outcome::Looking,
         }
@@ -121,7 +121,7 @@ impl Opening {
         if is_moved {
             self.random = hash::spread(self.random, [self.tries as u64, 0]);
             let port = PORT_MIN + hash::below(self.random as u32, 65_536 - PORT_MIN as u32) as u16;
-            self.inside.far_port = port.to_be_bytes();
+            self.inside.far_port = Port::new(port);
         }
         if self.keeps_vip {
             self.inside.address = self.key.target;
@@ -141,7 +141,7 @@ impl Opening {
 
     /// A half that writes this address and these ports; `far_port` is the one that stands there.
     #[inline(always)]
-    fn half(&self, address: Address, port: [u8; 2], far_port: [u8; 2]) -> Flow<Address> {
+    fn half(&self, address: Address, port: Port, far_port: Port) -> Flow<Address> {
         let is_moved = self.inside.far_port != self.key.source_port;
         let tcp_reset = self.service.flags & rule_flag::TCP_RESET != 0;
         Flow {
@@ -153,7 +153,7 @@ impl Opening {
             last_seen: Cell::new(self.now.0),
             marks: Cell::new(if tcp_reset { mark::TCP_RESET } else { 0 }),
             idle: self.service.idle,
-            position: if is_moved { u16::from_be_bytes(far_port) } else { self.index as u16 },
+            position: if is_moved { far_port.number() } else { self.index as u16 },
             sequence: Cell::new(0),
             acknowledgement: Cell::new(0),
         }

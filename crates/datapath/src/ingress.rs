@@ -1,7 +1,7 @@
 //! The decision about a packet that arrives at the node.
 
 use crate::{
-    Drop, Event, Pass, V4,
+    Drop, Event, Family, Pass, Port, V4,
     agent::AgentTables,
     flow, fragment, gue, icmp,
     inbound::{self, Opening},
@@ -12,7 +12,7 @@ use crate::{
     verdict::{Change, End, Places, Rewrite, Verdict},
 };
 
-type Address = [u8; 4];
+type Address = <V4 as Family>::Address;
 
 /// Decides about one frame that arrives at the uplink; `now` is the monotonic clock in
 /// nanoseconds.
@@ -64,7 +64,7 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         Transport::Fragment => {
             return match fragment::address(tables, &headers, Side::Ingress, ticks) {
                 Some(address) => {
-                    Ok(rewrite(tables, &headers, address, [0; 2], headers.source_port, ticks))
+                    Ok(rewrite(tables, &headers, address, Port::NONE, headers.source_port, ticks))
                 }
                 None => Err(Drop::Fragment),
             };
@@ -88,8 +88,8 @@ fn rewrite<T: AgentTables<V4>>(
     tables: &T,
     headers: &Headers<V4>,
     address: Address,
-    port: [u8; 2],
-    far_port: [u8; 2],
+    port: Port,
+    far_port: Port,
     now: Ticks,
 ) -> Verdict<V4> {
     if headers.fragment && headers.transport != Transport::Fragment {
@@ -154,7 +154,7 @@ fn inbound<T: AgentTables<V4>>(
         return Err(Drop::NotHeld);
     }
     // The mux has asked both; it may have older orders. What has a flow was asked when it began.
-    if settings.internal.has(&headers.source) && tables.is_internal(&headers.source) {
+    if settings.internal.has(headers.source.wire()[0]) && tables.is_internal(&headers.source) {
         return Err(Drop::InternalSource);
     }
     if let Some(service) = service

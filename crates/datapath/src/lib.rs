@@ -13,6 +13,7 @@ pub mod checksum;
 pub mod clock;
 pub mod count;
 pub mod egress;
+pub mod ends;
 pub mod flow;
 pub mod fragment;
 pub mod gue;
@@ -30,6 +31,7 @@ pub mod tables;
 pub mod verdict;
 
 pub use count::{Drop, Event, Pass};
+pub use ends::{Ipv4, Port};
 
 use core::hash::Hash;
 
@@ -116,7 +118,7 @@ pub trait Family: Copy + Eq + core::fmt::Debug + 'static {
 pub struct V4;
 
 impl Family for V4 {
-    type Address = [u8; 4];
+    type Address = Ipv4;
     const BITS: u32 = 32;
 }
 

@@ -9,7 +9,7 @@
 //! remembers for a moment where the first one went (Maglev, NSDI 2016, 4.3).
 
 use crate::{
-    Drop, Event, Pass, V4, fragment, gue, hash, icmp,
+    Drop, Event, Family, Pass, Port, V4, fragment, gue, hash, icmp,
     limits::{GUE_OVERHEAD, KEEPERS_ROWS},
     packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport, View},
     protocol,
@@ -20,7 +20,7 @@ use crate::{
     verdict::MuxVerdict,
 };
 
-type Address = [u8; 4];
+type Address = <V4 as Family>::Address;
 
 /// What the mux looks things up in.
 pub trait MuxTables {
@@ -102,7 +102,7 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
     };
     // The cheap question first: whatever is not for a VIP is the machine's own business, even
     // where its headers would not please us. But for what other muxes hand over.
-    let target = start.field(ETHERNET + 16);
+    let target = start.address(ETHERNET + 16);
     let Some(vip) = vip(tables, target) else {
         return match gue::sender(&packet, settings.address, settings.gue_port) {
             Some(sender) if is_for(&start, &settings.mac) => {
@@ -345,8 +345,8 @@ fn whole(settings: &MuxSettings<Address>, headers: &Headers<V4>, vip: &Vip) -> R
 
 /// Who owns the block of a VIP's port.
 #[inline(always)]
-fn owner_of<T: MuxTables>(tables: &T, vip: &Vip, port: [u8; 2]) -> u16 {
-    let port = u16::from_be_bytes(port) as u32;
+fn owner_of<T: MuxTables>(tables: &T, vip: &Vip, port: Port) -> u16 {
+    let port = port.number() as u32;
     let row = vip.index * owner::ROWS_PER_VIP + port / 32;
     tables.owners(row).map_or(owner::NONE, |owners| owners.0[(port as usize / 8) & 3])
 }
@@ -397,7 +397,7 @@ fn too_big<P: Packet + ?Sized>(
 ) -> Result<MuxVerdict<'static>, Drop> {
     // Nobody is told of errors, of later fragments, or under an address that is no single host's
     // (RFC 1122, 3.2.2).
-    if is_silent || matches!(u32::from_be_bytes(headers.source) >> 24, 0 | 127 | 224..) {
+    if is_silent || matches!(headers.source.number() >> 24, 0 | 127 | 224..) {
         return Err(Drop::TooBig);
     }
     let Some(ethernet) = packet.read::<ETHERNET>(0) else { return Err(Drop::TooBig) };
@@ -464,7 +464,7 @@ fn by_rule<T: MuxTables>(
         return left(tables, settings, headers);
     };
     // A pod reaches a VIP by a VIP of its own.
-    if settings.internal.has(&headers.source) && tables.is_internal(&headers.source) {
+    if settings.internal.has(headers.source.wire()[0]) && tables.is_internal(&headers.source) {
         return Err(Drop::InternalSource);
     }
     if rule.flags & rule_flag::RESTRICTED != 0 && !tables.allows(rule.id, &headers.source) {
@@ -489,7 +489,7 @@ fn left<T: MuxTables>(
     settings: &MuxSettings<Address>,
     headers: &Headers<V4>,
 ) -> Result<Way, Drop> {
-    let start = (u16::from_be_bytes(headers.target_port) & !7).to_be_bytes();
+    let start = Port::new(headers.target_port.number() & !7);
     let key = LeftoverKey { vip: headers.target, start, reserved: [0; 2] };
     match tables.leftover(&key) {
         None => Err(Drop::NoRule),
@@ -504,8 +504,8 @@ fn left<T: MuxTables>(
 /// Hash of a datagram that was cut.
 #[inline(always)]
 fn datagram_hash(key: &FragmentKey<Address>, seed: u64) -> u64 {
-    let source = u32::from_le_bytes(key.source) as u64;
-    let target = u32::from_le_bytes(key.target) as u64;
+    let source = u32::from_le_bytes(key.source.wire()) as u64;
+    let target = u32::from_le_bytes(key.target.wire()) as u64;
     let rest = u16::from_le_bytes(key.id) as u64 | (key.protocol as u64) << 16;
     hash::spread(seed, [source | target << 32, rest])
 }
@@ -517,9 +517,9 @@ fn datagram_hash(key: &FragmentKey<Address>, seed: u64) -> u64 {
 #[inline(always)]
 pub fn reply_hash(headers: &Headers<V4>, seed: u64) -> u64 {
     // As numbers, so that those that follow each other are as far apart as can be.
-    let source = u32::from_be_bytes(headers.source) as u64;
-    let source_port = u16::from_be_bytes(headers.source_port) as u64;
-    let target_port = u16::from_be_bytes(headers.target_port) as u64;
+    let source = headers.source.number() as u64;
+    let source_port = headers.source_port.number() as u64;
+    let target_port = headers.target_port.number() as u64;
     let addresses = (source ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let ports = (source_port << 16 | target_port).wrapping_mul(0xff51_afd7_ed55_8ccd);
     addresses.wrapping_add(ports) >> 50
@@ -528,14 +528,14 @@ pub fn reply_hash(headers: &Headers<V4>, seed: u64) -> u64 {
 /// Hash of a flow; with `affinity` of its client and VIP alone.
 #[inline(always)]
 pub fn flow_hash(headers: &Headers<V4>, seed: u64, affinity: bool) -> u64 {
-    let source = u32::from_le_bytes(headers.source) as u64;
-    let target = u32::from_le_bytes(headers.target) as u64;
+    let source = u32::from_le_bytes(headers.source.wire()) as u64;
+    let target = u32::from_le_bytes(headers.target.wire()) as u64;
     let addresses = source | target << 32;
     if affinity {
         return hash::spread(seed, [addresses, 0]);
     }
-    let source_port = u16::from_le_bytes(headers.source_port) as u64;
-    let target_port = u16::from_le_bytes(headers.target_port) as u64;
+    let source_port = u16::from_le_bytes(headers.source_port.wire()) as u64;
+    let target_port = u16::from_le_bytes(headers.target_port.wire()) as u64;
     let rest = source_port | target_port << 16 | (headers.protocol as u64) << 32;
     hash::spread(seed, [addresses, rest])
 }

@@ -1,6 +1,6 @@
 //! What the programs tell user space beside counting.
 
-use crate::limits::QUOTE_MAX;
+use crate::{Port, limits::QUOTE_MAX};
 
 /// A packet whose sender is to be told why it goes no further: of a flow that could not be opened
 /// (ICMP type 3 code 13, and the event), or of a connection that is not there (RST).
@@ -11,10 +11,10 @@ pub struct Notice<A> {
     pub source: A,
     /// Where to.
     pub target: A,
-    /// Source port, wire order.
-    pub source_port: [u8; 2],
-    /// Destination port, wire order.
-    pub target_port: [u8; 2],
+    /// Source port.
+    pub source_port: Port,
+    /// Destination port.
+    pub target_port: Port,
     /// IP protocol.
     pub protocol: u8,
     /// The policy under which it would have left.
@@ -34,8 +34,8 @@ impl<A: Default> Default for Notice<A> {
         Notice {
             source: A::default(),
             target: A::default(),
-            source_port: [0; 2],
-            target_port: [0; 2],
+            source_port: Port::NONE,
+            target_port: Port::NONE,
             protocol: 0,
             policy: 0,
             reason: 0,

@@ -3,7 +3,7 @@
 //! Bytes are read through [`Packet`], so that the kernel's bounds checks stand where its verifier
 //! wants them and tests can hand in a slice.
 
-use crate::{Drop, Family, V4, protocol};
+use crate::{Drop, Family, Ipv4, Port, V4, protocol};
 
 /// Something to read a frame from.
 pub trait Packet {
@@ -59,6 +59,18 @@ pub trait View {
     #[inline(always)]
     fn number(&self, at: usize) -> u16 {
         u16::from_be_bytes(self.field(at))
+    }
+
+    /// The port at `at`.
+    #[inline(always)]
+    fn port(&self, at: usize) -> Port {
+        Port::from_wire(self.field(at))
+    }
+
+    /// The IPv4 address at `at`.
+    #[inline(always)]
+    fn address(&self, at: usize) -> Ipv4 {
+        Ipv4::from_wire(self.field(at))
     }
 }
 
@@ -141,9 +153,9 @@ pub struct Headers<F: Family> {
     /// What follows.
     pub transport: Transport,
     /// Source port, or echo identifier.
-    pub source_port: [u8; 2],
+    pub source_port: Port,
     /// Destination port, or echo identifier.
-    pub target_port: [u8; 2],
+    pub target_port: Port,
     /// TCP flags.
     pub flags: u8,
     /// TCP: bytes of its header.
@@ -231,14 +243,14 @@ pub(crate) fn internet<B: View>(
         l4: ip + header,
         total,
         tos: b.byte(at + 1),
-        source: b.field(at + 12),
-        target: b.field(at + 16),
+        source: b.address(at + 12),
+        target: b.address(at + 16),
         protocol: b.byte(at + 9),
         fragment: cut != 0,
         id: b.field(at + 4),
         transport: Transport::Other,
-        source_port: [0; 2],
-        target_port: [0; 2],
+        source_port: Port::NONE,
+        target_port: Port::NONE,
         flags: 0,
         tcp_length: 0,
         sequence: 0,
@@ -271,8 +283,8 @@ pub fn transport<P: Packet + ?Sized>(packet: &P, headers: &mut Headers<V4>) -> R
                 return Err(Drop::Malformed);
             }
             headers.transport = Transport::Tcp;
-            headers.source_port = b.field(0);
-            headers.target_port = b.field(2);
+            headers.source_port = b.port(0);
+            headers.target_port = b.port(2);
             headers.sequence = u32::from_be_bytes(b.field(4));
             headers.acknowledgement = u32::from_be_bytes(b.field(8));
             headers.flags = b.byte(13);
@@ -287,12 +299,12 @@ pub fn transport<P: Packet + ?Sized>(packet: &P, headers: &mut Headers<V4>) -> R
                 return Err(Drop::Malformed);
             }
             headers.transport = Transport::Udp;
-            headers.source_port = b.field(0);
-            headers.target_port = b.field(2);
+            headers.source_port = b.port(0);
+            headers.target_port = b.port(2);
             headers.no_checksum = b.number(6) == 0;
         }
         protocol::ICMP => {
-            let Some(b) = packet.read::<8>(headers.l4) else { return Err(Drop::Malformed) };
+            let Some(b) = &packet.read::<8>(headers.l4) else { return Err(Drop::Malformed) };
             if room < 8 {
                 return Err(Drop::Malformed);
             }
@@ -302,8 +314,8 @@ pub fn transport<P: Packet + ?Sized>(packet: &P, headers: &mut Headers<V4>) -> R
                 _ => Transport::IcmpOther,
             };
             if matches!(headers.transport, Transport::Echo { .. }) {
-                headers.source_port = field(&b, 4);
-                headers.target_port = field(&b, 4);
+                headers.source_port = b.port(4);
+                headers.target_port = b.port(4);
             }
         }
         _ => {}

@@ -12,9 +12,9 @@
 
 use core::cell::Cell;
 
-use crate::{hash, limits::BLOCKS_MAX, tables::AgentSettings};
+use crate::{Family, Port, V4, hash, limits::BLOCKS_MAX, tables::AgentSettings};
 
-type Address = [u8; 4];
+type Address = <V4 as Family>::Address;
 
 /// Words of a bitmap over all positions: 8,000 blocks * 8 ports / 64, rounded up to a power of two.
 // VERIFIER: an index is masked, not compared; a comparison is optimised into something that the
@@ -81,11 +81,11 @@ pub enum Found {
 pub fn fingerprint(
     settings: &AgentSettings<Address>,
     remote: Address,
-    port: [u8; 2],
+    port: Port,
     protocol: u8,
 ) -> u64 {
-    let [a, b, c, d] = remote;
-    let word = u64::from_le_bytes([a, b, c, d, port[0], port[1], protocol, 1]);
+    let ([a, b, c, d], [e, f]) = (remote.wire(), port.wire());
+    let word = u64::from_le_bytes([a, b, c, d, e, f, protocol, 1]);
     hash::secret(settings.seed, [word, 0]) | 1
 }
 

@@ -6,7 +6,7 @@
 use core::cell::Cell;
 
 use crate::{
-    Event, V4,
+    Event, Family, Port, V4,
     agent::{AgentTables, NotInserted, Step, watch, watched},
     flow, hash,
     limits::{BLOCK_PORTS, SEGMENTS_MAX},
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-type Address = [u8; 4];
+type Address = <V4 as Family>::Address;
 
 /// Steps of one search: a port tried, a segment left, or a summary bit put right each.
 pub const STEPS: u32 = 64;
@@ -62,7 +62,7 @@ struct Wanted {
 #[derive(Clone, Copy)]
 pub struct Place {
     pub(crate) address: Address,
-    pub(crate) port: [u8; 2],
+    pub(crate) port: Port,
     pub(crate) position: u32,
 }
 
@@ -79,7 +79,7 @@ impl Wanted {
         now: Ticks,
     ) -> Self {
         let key = flow::key(headers, Side::Egress);
-        let [a, b, c, d] = key.source;
+        let ([a, b, c, d], [e, f]) = (key.source.wire(), key.source_port.wire());
         let mut kept = 0;
         if policy.flags & policy_flag::TCP_RESET != 0 {
             kept |= mark::TCP_RESET;
@@ -87,7 +87,7 @@ impl Wanted {
         if policy.flags & policy_flag::GATEWAY_TIMERS != 0 {
             kept |= mark::GATEWAY_TIMERS;
         }
-        let source = u64::from_le_bytes([a, b, c, d, key.source_port[0], key.source_port[1], 0, 0]);
+        let source = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
         let random = hash::secret(settings.seed, [source, fingerprint]);
         let first = flow::first(headers);
         Wanted {
@@ -108,12 +108,12 @@ impl Wanted {
             generation: (random >> 32) as u32 ^ now.0,
             random,
             collided: false,
-            place: Place { address: [0; 4], port: [0; 2], position: 0 },
+            place: Place { address: Address::NONE, port: Port::NONE, position: 0 },
         }
     }
 
     #[inline(always)]
-    fn half(&self, address: Address, port: [u8; 2], position: u32) -> Flow<Address> {
+    fn half(&self, address: Address, port: Port, position: u32) -> Flow<Address> {
         Flow {
             address,
             port,
@@ -179,7 +179,7 @@ impl Wanted {
         }
         let Some(address) = tables.frontend(block.frontend) else { return Outcome::Looking };
         let port = block.start + (position % BLOCK_PORTS) as u16;
-        let port = if self.has_ports() { port.to_be_bytes() } else { [0; 2] };
+        let port = if self.has_ports() { Port::new(port) } else { Port::NONE };
         self.reverse = self.key.across(address, port, self.key.target_port);
         match tables.insert_flow(&self.reverse, self.reverse_half(position)) {
             Ok(()) => {
@@ -253,7 +253,7 @@ impl Search {
         let fingerprint = positions::fingerprint(
             settings,
             headers.target,
-            if headers.protocol == protocol::ICMP { [0; 2] } else { headers.target_port },
+            if headers.protocol == protocol::ICMP { Port::NONE } else { headers.target_port },
             headers.protocol,
         );
         let is_small = policy.blocks[0].count <= SMALL_PORTS / BLOCK_PORTS as u16;

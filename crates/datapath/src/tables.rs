@@ -1,13 +1,16 @@
 //! The rows of the tables: keys and values as they lie in the kernel's maps.
 //!
 //! All are `repr(C)` without hidden padding. Addresses and ports that come from a packet are kept
-//! in wire order as byte arrays; counts and indices are native integers. Which rows there are is
+//! in wire order, as bytes; counts and indices are native integers. Which rows there are is
 //! decided by `model`; what a packet does with them by [`crate::egress`], [`crate::ingress`] and
 //! [`crate::mux`].
 
 use core::cell::Cell;
 
-use crate::limits::{BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, NEAR_VIPS_ROWS, SEGMENTS_MAX};
+use crate::{
+    Ipv4, Port,
+    limits::{BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, NEAR_VIPS_ROWS, SEGMENTS_MAX},
+};
 
 /// A row that may cross into the kernel byte by byte: `repr(C)`, no hidden padding, every bit
 /// pattern valid.
@@ -60,10 +63,10 @@ pub struct FlowKey<A> {
     pub source: A,
     /// Destination address of the packet.
     pub target: A,
-    /// Source port, wire order.
-    pub source_port: [u8; 2],
-    /// Destination port, wire order.
-    pub target_port: [u8; 2],
+    /// Source port.
+    pub source_port: Port,
+    /// Destination port.
+    pub target_port: Port,
     /// IP protocol.
     pub protocol: u8,
     /// [`Side`] as a number.
@@ -81,8 +84,8 @@ pub struct FlowKey<A> {
 pub struct Flow<A> {
     /// Address to write: the new source at egress, the new destination at ingress.
     pub address: A,
-    /// Port (or echo identifier) to write, wire order.
-    pub port: [u8; 2],
+    /// Port (or echo identifier) to write.
+    pub port: Port,
     /// [`FlowKind`] as a number.
     pub kind: u8,
     /// Index of the policy that made the flow.
@@ -302,10 +305,9 @@ pub type TagKeys = [[u64; 2]; 2];
 pub struct FirstBytes(pub [u64; 4]);
 
 impl FirstBytes {
-    /// Whether addresses that begin like this one are in the set.
+    /// Whether addresses with this first byte are in the set.
     #[inline(always)]
-    pub fn has<A: AsRef<[u8]>>(&self, address: &A) -> bool {
-        let first = address.as_ref().first().copied().unwrap_or(0);
+    pub fn has(&self, first: u8) -> bool {
         self.0[(first >> 6) as usize] >> (first & 63) & 1 != 0
     }
 
@@ -410,8 +412,8 @@ pub struct Fragment<A> {
 pub struct RuleKey<A> {
     /// The VIP.
     pub vip: A,
-    /// Destination port, wire order.
-    pub port: [u8; 2],
+    /// Destination port.
+    pub port: Port,
     /// IP protocol.
     pub protocol: u8,
     /// Zero.
@@ -438,8 +440,8 @@ pub struct Service {
 pub struct Endpoint<A> {
     /// Address of the pod.
     pub address: A,
-    /// Its port, wire order.
-    pub port: [u8; 2],
+    /// Its port.
+    pub port: Port,
     /// Zero.
     pub reserved: [u8; 2],
 }
@@ -515,8 +517,8 @@ pub struct Node<A> {
 pub struct LeftoverKey<A> {
     /// The VIP.
     pub vip: A,
-    /// First port of the block, wire order.
-    pub start: [u8; 2],
+    /// First port of the block.
+    pub start: Port,
     /// Zero.
     pub reserved: [u8; 2],
 }
@@ -593,10 +595,11 @@ pub struct NearVip<A> {
     pub whole: u16,
 }
 
-const _: () = assert!(size_of::<Flow<[u8; 4]>>() == 32);
+const _: () = assert!(size_of::<Flow<Ipv4>>() == 32);
 // What a flow's position counts.
 const _: () = assert!(BLOCKS_MAX * BLOCK_PORTS <= 1 << 16 && ENDPOINTS_MAX <= 1 << 16);
 
+impl Row for Ipv4 {}
 impl<A> Row for FlowKey<A> {}
 impl<A> Row for Flow<A> {}
 impl Row for Source {}
@@ -620,22 +623,22 @@ impl<A> Row for AllowedClient<A> {}
 impl Row for Vip {}
 impl<A> Row for NearVip<A> {}
 
-impl NearVip<[u8; 4]> {
+impl NearVip<Ipv4> {
     /// The row of a VIP.
     #[inline(always)]
-    pub const fn row(address: [u8; 4]) -> u32 {
+    pub const fn row(address: Ipv4) -> u32 {
         // A range of addresses has its rows to itself; a hash would take longer than the look-up.
-        u32::from_be_bytes(address) % NEAR_VIPS_ROWS
+        address.number() % NEAR_VIPS_ROWS
     }
 
     /// What stands in the row of a VIP that has it.
-    pub const fn new(address: [u8; 4], vip: Vip) -> Self {
+    pub const fn new(address: Ipv4, vip: Vip) -> Self {
         NearVip { address, number: vip.index as u16 + 1, whole: vip.whole as u16 }
     }
 
     /// The VIP's own row, if this one is of that address.
     #[inline(always)]
-    pub fn of(&self, address: [u8; 4]) -> Option<Vip> {
+    pub fn of(&self, address: Ipv4) -> Option<Vip> {
         (self.address == address && self.number != 0)
             .then(|| Vip { index: self.number as u32 - 1, whole: self.whole as u32 })
     }
@@ -644,15 +647,15 @@ impl NearVip<[u8; 4]> {
 impl<A> Flow<A> {
     /// The port that the far end gets in packets that bear `own` as its port.
     #[inline(always)]
-    pub fn far_port(&self, own: [u8; 2]) -> [u8; 2] {
-        if self.kind == FlowKind::Moved as u8 { self.position.to_be_bytes() } else { own }
+    pub fn far_port(&self, own: Port) -> Port {
+        if self.kind == FlowKind::Moved as u8 { Port::new(self.position) } else { own }
     }
 }
 
 impl<A: Copy> FlowKey<A> {
     /// Port of the end that is not on this node.
     #[inline(always)]
-    pub fn far_port(&self) -> [u8; 2] {
+    pub fn far_port(&self) -> Port {
         if self.side == Side::Egress as u8 { self.target_port } else { self.source_port }
     }
 
@@ -668,7 +671,7 @@ impl<A: Copy> FlowKey<A> {
     /// At egress the peer is what comes back: from the target to the translated source. At
     /// ingress it is what goes out: from the translated target to the source.
     #[inline(always)]
-    pub fn across(&self, address: A, port: [u8; 2], far: [u8; 2]) -> FlowKey<A> {
+    pub fn across(&self, address: A, port: Port, far: Port) -> FlowKey<A> {
         let egress = self.side == Side::Egress as u8;
         FlowKey {
             source: if egress { self.target } else { address },

@@ -1,7 +1,7 @@
 //! What is to be done with a packet, as values.
 
 use crate::{
-    Drop, Event, Family, Pass,
+    Drop, Event, Family, Pass, Port,
     packet::{Headers, Transport},
     protocol,
     tables::FlowKey,
@@ -41,9 +41,9 @@ pub struct Rewrite<F: Family> {
     /// Address as it is and as it becomes.
     pub address: Change<F::Address>,
     /// Port (or echo identifier) as it is and as it becomes.
-    pub port: Change<[u8; 2]>,
+    pub port: Change<Port>,
     /// Port of the other end, as it is and as it becomes; the same nearly always.
-    pub far_port: Change<[u8; 2]>,
+    pub far_port: Change<Port>,
     /// Where things stand.
     pub at: Places,
     /// A SYN whose maximum segment size is too large for the way back.
@@ -184,7 +184,8 @@ pub enum MuxVerdict<'a> {
         event: Event,
     },
     /// The sender is told that the packet is too large: `headers` take the place of its Ethernet
-    /// header, it is cut behind `length` bytes, and it goes back out of the interface it came in by.
+    /// header, it is cut behind `length` bytes, and it goes back out of the interface it came in
+    /// by.
     TellTooBig {
         /// The new Ethernet, IPv4 and ICMP headers.
         headers: [u8; crate::icmp::TOO_BIG],

@@ -76,5 +76,5 @@ fn a_client_that_has_every_port_towards_a_pod_is_refused() {
     let Verdict::Rewrite(rewrite) = open(&node, 2, "tcp 50000 > 80 S") else {
         panic!("no room is made")
     };
-    assert_eq!(rewrite.far_port.new, 50_000u16.to_be_bytes());
+    assert_eq!(rewrite.far_port.new, datapath::Port::new(50_000));
 }

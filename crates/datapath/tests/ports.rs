@@ -5,7 +5,7 @@ mod rig;
 use std::collections::BTreeSet;
 
 use datapath::{
-    Event,
+    Event, Ipv4, Port,
     agent::AgentTables,
     egress::egress,
     flow::release,
@@ -19,7 +19,7 @@ use rig::{frame, host::Host, random::seed, tables::Tables};
 
 /// Ports of the holdings that are tried.
 const SIZES: [u32; 6] = [8, 64, 256, 1_024, 16_384, 64_000];
-const FIRST: [u8; 4] = [203, 0, 113, 1];
+const FIRST: Ipv4 = Ipv4::new(203, 0, 113, 1);
 
 /// A node with `ports` ports on one frontend.
 fn holding(ports: u32, seed: u64) -> Tables {
@@ -57,7 +57,7 @@ struct Node {
 #[derive(Clone, Copy, Debug)]
 struct Opened {
     rewrite: Rewrite<datapath::V4>,
-    key: FlowKey<[u8; 4]>,
+    key: FlowKey<Ipv4>,
     /// Ports that were in use when they were tried, and the one that was not.
     tries: u64,
 }
@@ -84,10 +84,10 @@ impl Node {
             Verdict::Rewrite(rewrite) => Some(Opened {
                 rewrite,
                 key: FlowKey {
-                    source: [10, a, b, 7],
-                    target: [198, 51, 100, destination],
-                    source_port: [1, c],
-                    target_port: 53u16.to_be_bytes(),
+                    source: Ipv4::new(10, a, b, 7),
+                    target: Ipv4::new(198, 51, 100, destination),
+                    source_port: Port::from_wire([1, c]),
+                    target_port: Port::new(53),
                     protocol: UDP,
                     side: Side::Egress as u8,
                     reserved: [0; 2],
@@ -115,12 +115,12 @@ impl Node {
     }
 }
 
-fn outside(opened: &Opened) -> ([u8; 4], u16) {
-    (opened.rewrite.address.new, u16::from_be_bytes(opened.rewrite.port.new))
+fn outside(opened: &Opened) -> (Ipv4, u16) {
+    (opened.rewrite.address.new, opened.rewrite.port.new.number())
 }
 
 /// Opens flows to a destination until one is refused; all their outside ports.
-fn fill(node: &mut Node, destination: u8, most: u32) -> BTreeSet<([u8; 4], u16)> {
+fn fill(node: &mut Node, destination: u8, most: u32) -> BTreeSet<(Ipv4, u16)> {
     let mut seen = BTreeSet::new();
     for number in 0..=most {
         let Some(opened) = node.open(number, destination) else { break };
@@ -206,7 +206,7 @@ fn gaps_and_several_frontends_lose_no_port() {
                 }
                 tables.hold(block.into(), frontend, start, start + 7, flags);
                 if flags != 0 {
-                    let address = [203, 0, 113, frontend as u8 + 1];
+                    let address = Ipv4::new(203, 0, 113, frontend as u8 + 1);
                     usable.extend((start..start + 8).map(|port| (address, port)));
                 }
             }
@@ -301,7 +301,7 @@ fn a_destination_without_a_row_still_uses_every_frontend() {
     let mut node = Node::with_rows(&tables, 2);
     assert_eq!(fill(&mut node, 1, 128).len(), 128, "SEED={seed}");
     let second: Vec<_> = (0..128).filter_map(|number| node.open(number, 2)).collect();
-    for frontend in [FIRST, [203, 0, 113, 2]] {
+    for frontend in [FIRST, Ipv4::new(203, 0, 113, 2)] {
         let ports = second.iter().filter(|opened| outside(opened).0 == frontend).count();
         assert!(ports > 48, "SEED={seed}: {ports} of 64 on {frontend:?}");
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use datapath::{
-    checksum, flow,
+    Ipv4, Port, checksum, flow,
     gue::{self, Outer},
     mux::reply_hash,
     packet::{self, Packet},
@@ -64,10 +64,18 @@ fn nearly_ipv4() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+fn address() -> impl Strategy<Value = Ipv4> {
+    any::<u32>().prop_map(Ipv4::from_number)
+}
+
+fn port() -> impl Strategy<Value = Port> {
+    any::<u16>().prop_map(Port::new)
+}
+
 /// A key whose fields are all arbitrary.
-fn key() -> impl Strategy<Value = FlowKey<[u8; 4]>> {
-    (any::<([u8; 4], [u8; 4], [u8; 2], [u8; 2], u8)>(), 0u8..2).prop_map(
-        |((source, target, source_port, target_port, protocol), side)| FlowKey {
+fn key() -> impl Strategy<Value = FlowKey<Ipv4>> {
+    (address(), address(), port(), port(), any::<u8>(), 0u8..2).prop_map(
+        |(source, target, source_port, target_port, protocol, side)| FlowKey {
             source,
             target,
             source_port,
@@ -111,8 +119,8 @@ enum Act {
 }
 
 /// Settings of an agent as far as flows are concerned.
-const SETTINGS: AgentSettings<[u8; 4]> = AgentSettings {
-    node: [0; 4],
+const SETTINGS: AgentSettings<Ipv4> = AgentSettings {
+    node: Ipv4::NONE,
     gue_port: 6080,
     mss_max: 0,
     adopt_until: 0,
@@ -126,7 +134,7 @@ const SETTINGS: AgentSettings<[u8; 4]> = AgentSettings {
     reserved: 0,
 };
 
-fn half(marks: u16, idle: u32, seen: u32, generation: u32) -> Flow<[u8; 4]> {
+fn half(marks: u16, idle: u32, seen: u32, generation: u32) -> Flow<Ipv4> {
     Flow {
         marks: Cell::new(marks),
         idle,
@@ -157,7 +165,7 @@ fn a_wide_sum_is_folded_until_nothing_is_left_over() {
 fn vips_next_to_each_other_have_rows_of_their_own() {
     for first in (0..=u32::MAX - 255).step_by((1 << 20) + 1) {
         let rows: BTreeSet<u32> =
-            (first..=first + 255).map(|vip| NearVip::row(vip.to_be_bytes())).collect();
+            (first..=first + 255).map(|vip| NearVip::row(Ipv4::from_number(vip))).collect();
         assert_eq!(rows.len(), 256, "from {first:#x}");
         assert!(rows.last() < Some(&datapath::limits::NEAR_VIPS_ROWS));
     }
@@ -171,8 +179,8 @@ proptest! {
 
     #[test]
     fn a_near_row_is_of_its_own_vip_only(
-        address: [u8; 4],
-        other: [u8; 4],
+        address in address(),
+        other in address(),
         index in 0..datapath::limits::VIPS_MAX,
         whole in 0..datapath::limits::NODES_MAX,
     ) {
@@ -181,7 +189,7 @@ proptest! {
         prop_assert_eq!(row.of(address), Some(vip));
         prop_assert_eq!(row.of(other), (other == address).then_some(vip));
         prop_assert_eq!(NearVip::default().of(address), None);
-        prop_assert_eq!(NearVip::default().of([0; 4]), None);
+        prop_assert_eq!(NearVip::default().of(Ipv4::NONE), None);
     }
 
     #[test]
@@ -222,13 +230,13 @@ proptest! {
         let Ok(headers) = packet::ipv4(&frame[..], 14) else { return Ok(()) };
         let Ok(sliced) = SlicedPacket::from_ethernet(&frame) else { return Ok(()) };
         let Some(NetSlice::Ipv4(ip)) = sliced.net else { return Ok(()) };
-        prop_assert_eq!(headers.source, ip.header().source());
-        prop_assert_eq!(headers.target, ip.header().destination());
+        prop_assert_eq!(headers.source.wire(), ip.header().source());
+        prop_assert_eq!(headers.target.wire(), ip.header().destination());
         prop_assert_eq!(headers.total, ip.header().total_len());
         prop_assert_eq!(headers.fragment, ip.header().is_fragmenting_payload());
         let ports = (
-            u16::from_be_bytes(headers.source_port),
-            u16::from_be_bytes(headers.target_port),
+            headers.source_port.number(),
+            headers.target_port.number(),
         );
         match sliced.transport {
             Some(TransportSlice::Tcp(tcp)) => {
@@ -270,22 +278,24 @@ proptest! {
 
     #[test]
     fn sums_of_addresses_are_those_of_their_words(
-        source: [u8; 4],
-        target: [u8; 4],
-        new: [u8; 4],
-        protocol: u8,
-        length: u16,
-        before: u16,
+        source in address(),
+        target in address(),
+        new in address(),
+        (protocol, length, before) in any::<(u8, u16, u16)>(),
     ) {
         let in_wire_order = |sum: u16| sum.to_ne_bytes().into_iter().collect::<Vec<u8>>();
-        let header = [&source[..], &target, &[0, protocol], &length.to_be_bytes()].concat();
+        let addresses = [source.wire(), target.wire()].concat();
+        let header = [&addresses[..], &[0, protocol], &length.to_be_bytes()].concat();
         let pseudo = checksum::pseudo_header(source, target, protocol, length);
         prop_assert_eq!(second::ones(&in_wire_order(pseudo)), second::ones(&header));
 
         let after = checksum::replace_address(before, source, new);
         let mut step = before;
         for at in [0, 2] {
-            let word = |bytes: [u8; 4]| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+            let word = |address: Ipv4| {
+                let bytes = address.wire();
+                u16::from_ne_bytes([bytes[at], bytes[at + 1]])
+            };
             step = checksum::replace(step, word(source), word(new));
         }
         prop_assert!(checksum::same(after, step));
@@ -307,9 +317,9 @@ proptest! {
     #[test]
     fn the_peer_of_the_peer_is_the_half_itself(
         key in key(),
-        address in any::<[u8; 4]>(),
-        port in any::<[u8; 2]>(),
-        far in any::<[u8; 2]>(),
+        address in address(),
+        port in port(),
+        far in port(),
     ) {
         let peer = key.across(address, port, far);
         prop_assert_ne!(peer.side, key.side);
@@ -322,12 +332,11 @@ proptest! {
 
     #[test]
     fn outer_headers_are_sound(
-        (address, node) in any::<([u8; 4], [u8; 4])>(),
+        (address, node) in (address(), address()),
         gue_port in 1u16..,
         (mac, gateway_mac) in any::<([u8; 6], [u8; 6])>(),
         (tos, hash) in any::<(u8, u16)>(),
-        (other, data) in (any::<[u8; 4]>(), 0usize..1400),
-        tag: u64,
+        (other, data, tag) in (address(), 0usize..1400, any::<u64>()),
     ) {
         let settings = MuxSettings {
             address, gue_port, mac, gateway_mac, mtu: 1600, ..MuxSettings::default()
@@ -335,7 +344,8 @@ proptest! {
         let words = format!("ip 192.0.2.1 > 203.0.113.1 udp 53 > 64000 data {data}");
         let inner = frame::build(&words).unwrap().split_off(14);
         let length = inner.len() as u16;
-        let outer = Outer { settings: &settings, target: node, inner: length, tos, hash, other, tag };
+        let settings = &settings;
+        let outer = Outer { settings, target: node, inner: length, tos, hash, other, tag };
         let wrapped = [&outer.headers()[..], &inner[..]].concat();
         let tuple = second::check(&wrapped).map_err(TestCaseError::fail)?;
         prop_assert_eq!((tuple.source, tuple.target), (address, node));
@@ -347,7 +357,8 @@ proptest! {
         prop_assert!(ip.header().dont_fragment());
         let Some(TransportSlice::Udp(udp)) = &sliced.transport else { panic!("not UDP") };
         let (shim, rest) = udp.payload().split_at(16);
-        prop_assert_eq!(shim, &[&[3, 4, 0, 0], &other[..], &tag.to_le_bytes()].concat()[..]);
+        let private = [&other.wire()[..], &tag.to_le_bytes()].concat();
+        prop_assert_eq!(shim, [&[3, 4, 0, 0], &private[..]].concat());
         prop_assert_eq!(rest, &inner[..]);
         prop_assert_eq!(gue::private(&wrapped[..]), Some(gue::Private { other, tag }));
         prop_assert_eq!(&wrapped[..12], &[gateway_mac, mac].concat()[..]);
@@ -517,9 +528,9 @@ fn outer_source_ports_of_replies_spread_flows_over_queues() {
             for i in 0..1 << 15 {
                 let (source, source_port, target_port) = flow(i);
                 let mut headers = headers;
-                headers.source = source.to_be_bytes();
-                headers.source_port = (source_port as u16).to_be_bytes();
-                headers.target_port = (target_port as u16).to_be_bytes();
+                headers.source = Ipv4::from_number(source);
+                headers.source_port = Port::new(source_port as u16);
+                headers.target_port = Port::new(target_port as u16);
                 hits[reply_hash(&headers, seed) as usize] += 1;
             }
             // Two flows for a port: by chance one would have 10.

@@ -144,6 +144,7 @@ mod tests {
             killed: None,
             outbound: None,
             ready: None,
+            trouble: None,
             reading,
             unreadable: unreadable.map(str::to_owned),
         }

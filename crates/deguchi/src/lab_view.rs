@@ -100,11 +100,14 @@ fn node_note(host: Option<&HostStatus>) -> String {
     }
 }
 
-fn process_note(host: &HostStatus) -> &'static str {
+fn process_note(host: &HostStatus) -> String {
     match &host.process {
-        Some(process) if process.running => "",
-        Some(_) => "; its process has ended",
-        None => "; it has no process",
+        Some(process) if process.running => match &host.trouble {
+            Some(trouble) => format!("; {trouble}"),
+            None => String::new(),
+        },
+        Some(_) => "; its process has ended".to_owned(),
+        None => "; it has no process".to_owned(),
     }
 }
 

@@ -206,7 +206,7 @@ fn a_refused_object_ends_apply_with_1_and_is_one_event_and_a_missing_command_end
     let cluster = |count: u32| {
         format!(
             "apiVersion: deguchi.io/v1alpha1\nkind: ClusterNetwork\nmetadata: {{name: default}}\n\
-             spec: {{sku: Standard, loadBalancerProfile: {{managedOutboundIPs: {{count: {count}}}}}}}\n"
+             spec:\n  loadBalancerProfile:\n    managedOutboundIPs: {{count: {count}}}\n"
         )
     };
     let pool = "apiVersion: deguchi.io/v1alpha1\nkind: PublicIPPool\nmetadata: {name: wrong}\n\

@@ -18,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use node::counters::Kind;
 use node::inspect::AgentView;
+use node::pins::{Pins, Role};
 
 mod busy;
 mod lab;
@@ -196,4 +197,48 @@ fn an_uninstall_tells_what_it_cuts_and_can_be_taken_back() {
     assert_eq!(connection.ask().unwrap(), first);
     let said = done(&lab.lab(&["uninstall", "node1", "--drain-for", "4"]));
     assert!(said.contains("1 flow was cut"), "{said}");
+}
+
+#[test]
+fn pins_that_are_removed_under_a_running_lab_come_back_and_events_say_so() {
+    let lab = TestLab::up("pins", &["--nodes", "1"]);
+    let all = |place: &::lab::place::Place| {
+        ["node1", "mux1"].map(|host| {
+            let role = if host == "mux1" { Role::Mux } else { Role::Agent };
+            let pins = Pins::new(place.name(), host, role).all().unwrap_or_default();
+            pins.into_iter().collect::<BTreeSet<_>>()
+        })
+    };
+    let place = lab.place();
+    let before = all(&place);
+    assert!(before.iter().all(|pins| !pins.is_empty()), "{before:?}");
+    for host in [Host::Node(1), Host::Mux(1)] {
+        std::fs::remove_dir_all(place.pins(Some(host))).unwrap();
+    }
+    eventually("all pins are back", Duration::from_secs(5), || match all(&place) {
+        now if now == before => Ok(()),
+        now => Err(now),
+    });
+    for machine in ["node1", "mux1"] {
+        eventually("an event says so", Duration::from_secs(5), || {
+            let events = lab.get("events");
+            let mut own = events.iter().filter(|event| event["object"]["name"] == machine);
+            match own.any(|event| event["reason"] == "PinsPutBack") {
+                true => Ok(()),
+                false => Err(events),
+            }
+        });
+    }
+    let seen = client::seen(&place, pod(1, 1), server(80).into()).unwrap();
+    assert_ne!(seen.address, pod(1, 1).address());
+    for change in [&["down"][..], &["name", "elsewhere"]] {
+        done(&lab.exec("node1", &[&["ip", "link", "set", "eth0"], change].concat()));
+    }
+    let says = "interface eth0 does not exist";
+    eventually("the status says so", Duration::from_secs(10), || {
+        match done(&lab.lab(&["status"])) {
+            text if text.contains(says) => Ok(()),
+            text => Err(text),
+        }
+    });
 }

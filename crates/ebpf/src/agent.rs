@@ -24,7 +24,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use datapath::{
-    Drop, Event, Pass, V4,
+    Drop, Event, Pass, Port, V4,
     agent::{AgentTables, NotInserted, Step},
     checksum,
     clock::Clock,
@@ -39,7 +39,7 @@ use datapath::{
 };
 use frame::Frame;
 
-type Address = [u8; 4];
+type Address = datapath::Ipv4;
 
 /// Bytes that headers can need: outer ones, and IPv4 and TCP without options.
 const HEADERS: u32 = gue::OUTER as u32 + 20 + 20;
@@ -234,9 +234,9 @@ fn store_together<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Opt
     // No card fills in an IP header's checksum, so it can be told from the old one.
     let sum = u16::from_ne_bytes([bytes[0], bytes[1]]);
     bytes[..2].copy_from_slice(&checksum::replace_address(sum, old, new).to_ne_bytes());
-    bytes[address_at..address_at + 4].copy_from_slice(&new);
-    bytes[port_at..port_at + 2].copy_from_slice(&rewrite.port.new);
-    bytes[far_port_at..far_port_at + 2].copy_from_slice(&rewrite.far_port.new);
+    bytes[address_at..address_at + 4].copy_from_slice(&new.wire());
+    bytes[port_at..port_at + 2].copy_from_slice(&rewrite.port.new.wire());
+    bytes[far_port_at..far_port_at + 2].copy_from_slice(&rewrite.far_port.new.wire());
     if N != PORTS {
         bytes[N - 2..].copy_from_slice(&l4_checksum.to_ne_bytes());
     }
@@ -268,6 +268,7 @@ fn l4_checksum<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option
         // SAFETY: the context is the kernel's.
         let is_whole = unsafe { (*ctx.skb.skb).gso_size } == 0;
         let target = Frame::new(ctx.data(), ctx.data_end(), 0).read::<4>(start + 6)?;
+        let target = Address::from_wire(target);
         let length = u16::from_be(read(start - 8)?).wrapping_sub(20);
         let protocol = if N == UDP { protocol::UDP } else { protocol::TCP };
         let pseudo = checksum::pseudo_header(old, target, protocol, length);
@@ -292,7 +293,8 @@ fn l4_checksum<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option
     }
     let mut sum = sum_now;
     for port in [&rewrite.port, &rewrite.far_port] {
-        sum = checksum::replace(sum, u16::from_ne_bytes(port.old), u16::from_ne_bytes(port.new));
+        let [old, new] = [port.old, port.new].map(|port| u16::from_ne_bytes(port.wire()));
+        sum = checksum::replace(sum, old, new);
     }
     // UDP's zero stands for no checksum.
     Some(if N == UDP && sum == 0 { 0xffff } else { sum })
@@ -318,13 +320,16 @@ fn write_error(ctx: &TcContext, rewrite: &ErrorRewrite) -> Option<()> {
 /// Both ports before and after, as one change to a checksum.
 #[inline(always)]
 fn ports(rewrite: &Rewrite<V4>) -> (u64, u64) {
-    let both = |port: [u8; 2], far: [u8; 2]| whole([port[0], port[1], far[0], far[1]]);
+    let both = |port: Port, far: Port| {
+        let ([a, b], [c, d]) = (port.wire(), far.wire());
+        u32::from_ne_bytes([a, b, c, d]) as u64
+    };
     (both(rewrite.port.old, rewrite.far_port.old), both(rewrite.port.new, rewrite.far_port.new))
 }
 
 #[inline(always)]
-fn whole(bytes: [u8; 4]) -> u64 {
-    u32::from_ne_bytes(bytes) as u64
+fn whole(address: Address) -> u64 {
+    u32::from_ne_bytes(address.wire()) as u64
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use datapath::{count::COUNTERS, limits::*, notice::Notice, positions::Positions, tables::*};
 
-type Address = [u8; 4];
+type Address = datapath::Ipv4;
 
 /// One row.
 #[btf_map(name = "settings")]

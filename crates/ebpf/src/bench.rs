@@ -19,10 +19,10 @@ use aya_ebpf::{
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use datapath::{gue, tables::*};
+use datapath::{Port, gue, tables::*};
 use plan::*;
 
-type Address = [u8; 4];
+type Address = datapath::Ipv4;
 
 /// Where the source address stands in a frame that is not wrapped; then the destination and both
 /// ports.
@@ -86,10 +86,10 @@ fn tuple(data: usize, end: usize) -> Option<FlowKey<Address>> {
             return None;
         }
         Some(FlowKey {
-            source: (*((data + TUPLE) as *const u32)).to_ne_bytes(),
-            target: (*((data + 30) as *const u32)).to_ne_bytes(),
-            source_port: (*((data + 34) as *const u16)).to_ne_bytes(),
-            target_port: (*((data + 36) as *const u16)).to_ne_bytes(),
+            source: Address::from_wire((*((data + TUPLE) as *const u32)).to_ne_bytes()),
+            target: Address::from_wire((*((data + 30) as *const u32)).to_ne_bytes()),
+            source_port: Port::from_wire((*((data + 34) as *const u16)).to_ne_bytes()),
+            target_port: Port::from_wire((*((data + 36) as *const u16)).to_ne_bytes()),
             protocol: *((data + 23) as *const u8),
             side: Side::Egress as u8,
             reserved: [0; 2],
@@ -121,19 +121,21 @@ pub fn tc_rewrite(ctx: TcContext) -> i32 {
     let was = ctx.data();
     // SAFETY: the bytes lie inside the packet; the kernel lets programs read words anywhere.
     let ip_sum = unsafe { *((was + 24) as *const u16) };
-    let (old, new) = (u32::from_ne_bytes(key.source), u32::from_ne_bytes(flow.address));
+    let (old, new) =
+        (u32::from_ne_bytes(key.source.wire()), u32::from_ne_bytes(flow.address.wire()));
     let sum = !ip_sum as u32 + (!old & 0xffff) + (!old >> 16) + (new & 0xffff) + (new >> 16);
     let sum = fold(sum).to_ne_bytes();
-    let port = u16::from_ne_bytes(flow.port) as u64;
-    let old_port = u16::from_ne_bytes(key.source_port) as u64;
+    let port = u16::from_ne_bytes(flow.port.wire()) as u64;
+    let old_port = u16::from_ne_bytes(key.source_port.wire()) as u64;
     let flags = BPF_F_PSEUDO_HDR as u64 | 4;
     if ctx.l4_csum_replace(50, old as u64, new as u64, flags).is_err()
         || ctx.l4_csum_replace(50, old_port, port, 2).is_err()
     {
         return TC_ACT_SHOT;
     }
-    let ([a, b, c, d], [e, f, g, h]) = (flow.address, key.target);
-    let bytes = [sum[0], sum[1], a, b, c, d, e, f, g, h, flow.port[0], flow.port[1]];
+    let ([a, b, c, d], [e, f, g, h]) = (flow.address.wire(), key.target.wire());
+    let [i, j] = flow.port.wire();
+    let bytes = [sum[0], sum[1], a, b, c, d, e, f, g, h, i, j];
     match ctx.store(24, &bytes, 0) {
         Ok(()) => TC_ACT_OK,
         Err(_) => TC_ACT_SHOT,
@@ -145,7 +147,7 @@ pub fn tc_rewrite(ctx: TcContext) -> i32 {
 #[xdp]
 pub fn xdp_wrap(ctx: XdpContext) -> u32 {
     let Some(key) = tuple(ctx.data(), ctx.data_end()) else { return xdp_action::XDP_ABORTED };
-    let port = u16::from_be_bytes(key.target_port) as u32;
+    let port = key.target_port.number() as u32;
     let Some(node) = BARE_NODES.get(port / 8) else { return xdp_action::XDP_ABORTED };
     let length = (ctx.data_end() - ctx.data() - 14) as u32;
     // SAFETY: the context is the kernel's.
@@ -158,7 +160,7 @@ pub fn xdp_wrap(ctx: XdpContext) -> u32 {
     }
     let total = (length + gue::OVERHEAD as u32) as u16;
     let from = 0x0a02_0102u32;
-    let to = u32::from_be_bytes(node.address);
+    let to = node.address.number();
     let sum = 0x4500 + total as u32 + 0x4000 + 0x4011 + (from >> 16) + (from & 0xffff);
     let checksum = fold(sum + (to >> 16) + (to & 0xffff));
     // SAFETY: the bytes lie inside the packet, checked just above; the kernel lets programs write
@@ -333,7 +335,7 @@ pub fn tc_sink(ctx: TcContext) -> i32 {
     if key.protocol != datapath::protocol::UDP {
         return TC_ACT_SHOT;
     }
-    if u32::from_be_bytes(key.source) & sink.mask == sink.source {
+    if key.source.number() & sink.mask == sink.source {
         sink.matching += 1;
     } else {
         sink.other += 1;

@@ -22,7 +22,7 @@ use datapath::{
 use frame::Frame;
 use mux_maps::*;
 
-type Address = [u8; 4];
+type Address = datapath::Ipv4;
 
 /// What arrives at the mux.
 #[xdp]

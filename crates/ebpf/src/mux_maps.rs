@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use datapath::{count::COUNTERS, limits::*, tables::*};
 
-type Address = [u8; 4];
+type Address = datapath::Ipv4;
 
 /// One row.
 #[btf_map(name = "settings")]

@@ -11,9 +11,10 @@ use model::objects::{Kind, Object, ObjectKey, Objects};
 use model::reconcile::Event;
 use model::runtime::{MuxNetworkStatus, NodeNetworkStatus};
 use model::shortage;
-use node::source::Refused;
+use node::source::{News, Refused};
 use serde_json::{Value, json};
 
+use crate::host::Host;
 use crate::store::{self, FileStore, Key, Watch};
 use crate::view;
 
@@ -162,6 +163,20 @@ impl node::source::Source for Reach {
 
     fn report_mux(&mut self, mux: &str, status: &MuxNetworkStatus) -> Result<()> {
         self.write_status(Kind::MuxNetwork, mux, serde_json::to_value(status)?)
+    }
+
+    fn report_news(&mut self, machine: &str, news: &News) -> Result<()> {
+        let kind = match machine.parse() {
+            Ok(Host::Mux(_)) => Kind::MuxNetwork,
+            _ => Kind::Node,
+        };
+        self.store.record(&json!({
+            "object": {"kind": kind.as_str(), "namespace": "", "name": machine},
+            "type": "Warning",
+            "reason": news.reason,
+            "message": news.message,
+            "time": store::now(),
+        }))
     }
 
     fn report_refused(&mut self, node: &str, refused: &[Refused]) -> Result<()> {

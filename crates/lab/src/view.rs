@@ -72,6 +72,9 @@ pub struct HostStatus {
     /// Whether a mux says that it works.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
+    /// What its agent or mux says is wrong with its programs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
     /// What its tables in the kernel say, once they were read.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub reading: Option<Reading>,
@@ -166,9 +169,16 @@ fn host_status(lab: &Lab, objects: &Objects, host: Host) -> HostStatus {
         killed: lab.description.killed.get(&host).copied(),
         outbound: objects.node_networks.get(&name).and_then(outbound),
         ready: objects.mux_networks.get(&name).map(|mux: &MuxNetwork| mux.status.ready),
+        trouble: trouble(objects, &name),
         reading: None,
         unreadable: None,
     }
+}
+
+fn trouble(objects: &Objects, machine: &str) -> Option<String> {
+    let node = objects.node_networks.get(machine).and_then(|node| node.status.trouble.as_ref());
+    let mux = objects.mux_networks.get(machine).and_then(|mux| mux.status.trouble.as_ref());
+    node.or(mux).cloned()
 }
 
 fn outbound(node: &NodeNetwork) -> Option<OutboundStatus> {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use datapath::Ipv4;
 use datapath::protocol::{TCP, UDP};
 use datapath::tables::RuleKey;
 use ipnet::Ipv4Net;
@@ -39,7 +40,7 @@ pub struct PublicRule {
     /// Its name.
     pub name: String,
     /// Where clients connect.
-    pub key: RuleKey<[u8; 4]>,
+    pub key: RuleKey<Ipv4>,
     /// Pods that take new connections, in order: those that are ready, or, where none is, those
     /// that serve until they are gone.
     pub backends: Vec<Backend>,
@@ -68,7 +69,7 @@ impl PublicRule {
 }
 
 /// All rules of public IPv4 frontends, by where clients connect.
-pub fn public_rules(objects: &Objects) -> BTreeMap<RuleKey<[u8; 4]>, PublicRule> {
+pub fn public_rules(objects: &Objects) -> BTreeMap<RuleKey<Ipv4>, PublicRule> {
     let by_prefix: BTreeMap<String, &Service> = objects
         .services
         .values()
@@ -122,7 +123,7 @@ fn rule_keys(
     objects: &Objects,
     balancer: &LoadBalancer,
     rule: &LoadBalancingRule,
-) -> Vec<RuleKey<[u8; 4]>> {
+) -> Vec<RuleKey<Ipv4>> {
     let Some(reference) = &rule.properties.frontend_ip_configuration else { return Vec::new() };
     let frontend = balancer
         .properties
@@ -145,13 +146,12 @@ fn rule_keys(
     if port == 0 {
         return Vec::new();
     }
-    let key =
-        |protocol| RuleKey { vip: vip.octets(), port: port.to_be_bytes(), protocol, reserved: 0 };
+    let key = |protocol| RuleKey { vip: vip.into(), port: port.into(), protocol, reserved: 0 };
     protocols.iter().map(|protocol| key(*protocol)).collect()
 }
 
-fn service_port<'a>(service: &'a Service, key: &RuleKey<[u8; 4]>) -> Option<&'a ServicePort> {
-    let number = i64::from(u16::from_be_bytes(key.port));
+fn service_port<'a>(service: &'a Service, key: &RuleKey<Ipv4>) -> Option<&'a ServicePort> {
+    let number = i64::from(key.port.number());
     service.spec.ports.iter().find(|port| {
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
         port.port == number
@@ -226,7 +226,7 @@ fn by_readiness(listed: Vec<(Backend, EndpointConditions)>) -> (Vec<Backend>, Ve
 fn allowed_sources(
     objects: &Objects,
     rule: &LoadBalancingRule,
-    key: &RuleKey<[u8; 4]>,
+    key: &RuleKey<Ipv4>,
 ) -> Option<BTreeSet<Ipv4Net>> {
     let groups = &objects.resources.network_security_groups;
     if groups.is_empty() {
@@ -234,7 +234,7 @@ fn allowed_sources(
     }
     let floating = rule.properties.enable_floating_ip.unwrap_or(false);
     let mut destinations = vec![Ipv4Addr::from(key.vip)];
-    let mut port = u16::from_be_bytes(key.port);
+    let mut port = key.port.number();
     if !floating {
         let nodes = objects.node_networks.values();
         destinations.extend(nodes.filter_map(|network| network.spec.address));

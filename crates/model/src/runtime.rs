@@ -114,6 +114,9 @@ pub struct NodeNetworkStatus {
     pub used_ports: u32,
     /// Order about the tags of wrapped packets that the kernel's tables hold.
     pub tag_epoch: u32,
+    /// What keeps the agent from looking after its programs, while something does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 impl NodeNetwork {
@@ -166,6 +169,9 @@ pub struct MuxNetworkStatus {
     pub withdrawn: bool,
     /// Order about the tags of wrapped packets that the kernel's tables hold.
     pub tag_epoch: u32,
+    /// What keeps the mux from looking after its program, while something does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 impl MuxNetwork {

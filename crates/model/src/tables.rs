@@ -7,7 +7,6 @@
 //! there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 use datapath::limits::INTERNAL_RANGES_MAX;
 use datapath::tables::FirstBytes;
@@ -23,7 +22,7 @@ pub use agent::{AgentEdit, AgentTables, agent_tables, policy_index};
 pub use mux::{MuxEdit, MuxTables, mux_tables};
 
 /// An address as rows hold it.
-pub type Address = [u8; 4];
+pub type Address = datapath::Ipv4;
 
 /// Why there are no tables to apply.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -93,8 +92,4 @@ pub fn first_bytes(ranges: &BTreeSet<Ipv4Net>) -> FirstBytes {
         set.add(net.network().octets()[0], net.prefix_len());
     }
     set
-}
-
-fn octets(address: Ipv4Addr) -> Address {
-    address.octets()
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use datapath::Port;
 use datapath::flow::State;
 use datapath::hash;
 use datapath::limits::PODS_MAX;
@@ -19,8 +20,8 @@ use crate::backends::PublicRule;
 use crate::objects::Objects;
 use crate::tables::{Address, AgentEdit};
 
-/// Address and port, in wire order.
-pub type End = (Address, [u8; 2]);
+/// Address and port.
+pub type End = (Address, Port);
 
 /// What is true of the Service ports and pods of one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -116,7 +117,7 @@ impl Truth {
             let ready = rule.backends.iter().filter(|backend| backend.node == node);
             let ready = ready.map(|backend| (backend, Standing::Ready));
             let end = |(backend, standing): (&crate::backends::Backend, _)| {
-                ((backend.address.octets(), backend.port.to_be_bytes()), standing)
+                ((backend.address.into(), backend.port.into()), standing)
             };
             let nets = rule
                 .allowed_sources
@@ -198,7 +199,7 @@ pub(crate) fn pods(objects: &Objects, node: &str) -> BTreeMap<Address, u64> {
     let known = own.filter_map(|pod| {
         // Without a uid it is known by its name.
         let uid = pod.metadata.uid.clone().unwrap_or_else(|| pod.metadata.key());
-        Some((pod.own_address()?.octets(), identity(&uid)))
+        Some((pod.own_address()?.into(), identity(&uid)))
     });
     known.collect()
 }

@@ -2,6 +2,7 @@
 
 mod cluster;
 
+use datapath::Ipv4;
 use std::num::NonZeroU32;
 
 use cluster::{Cluster, ip};
@@ -87,7 +88,7 @@ fn what_is_held_is_what_the_muxes_send_back() {
     let held = &answer.ports[0];
     assert_eq!((held.state, held.last - held.first), (LeaseState::Usable, 1023));
     for port in [held.first, held.last] {
-        let owner = tables.owner(held.address.octets(), port);
+        let owner = tables.owner(Ipv4::from(held.address), port);
         let node = tables.nodes[&u32::from(owner)].address;
         assert_eq!(Some(node.into()), answer.return_path.as_ref().unwrap().node_address);
     }

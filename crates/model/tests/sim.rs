@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use cluster::{Cluster, mux_target, node_address};
+use datapath::Ipv4;
 use datapath::tables::{NearVip, Translation, block_flag, owner};
 use model::lease::{Drained, Millis};
 use model::objects::{Kind, Objects};
@@ -273,7 +274,7 @@ impl World {
                 let address = Ipv4Addr::from(agent.tables.frontends[&u32::from(block.frontend)]);
                 (block.start..block.start + 8).map(move |port| (address, port))
             })
-            .filter(|(address, port)| !agent.tables.taken.contains(&(address.octets(), *port)))
+            .filter(|(address, port)| !agent.tables.taken.contains(&(Ipv4::from(*address), *port)))
             .collect();
         agent.flows.retain(|flow| held.contains(&(flow.address, flow.port)));
         let flows = &agent.flows;
@@ -434,8 +435,8 @@ impl World {
                 continue;
             }
             assert_eq!(
-                mux_target(&mux.tables, flow.address.octets(), flow.port),
-                Some(node_address(node).octets()),
+                mux_target(&mux.tables, Ipv4::from(flow.address), flow.port),
+                Some(Ipv4::from(node_address(node))),
                 "mux {name} sends the answers of {flow:?} of node {node} elsewhere: {:?}, {:?}",
                 self.cluster.objects.mux_networks[&format!("m{name}")],
                 self.cluster.objects.node_networks[&format!("n{node}")].spec.leases,

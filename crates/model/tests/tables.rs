@@ -9,6 +9,7 @@ use datapath::tables::{
     LeftoverKey, NearVip, Owners, RuleKey, Segment, Ticks, Timers, agent_flag, block_flag, owner,
     policy_flag, rule_flag,
 };
+use datapath::{Ipv4, Port};
 use ipnet::Ipv4Net;
 use model::lease::{Lease, LeaseState, PortRange};
 use model::pods::endpoint_slices;
@@ -17,8 +18,8 @@ use model::tables::{
 };
 use serde_json::json;
 
-const VIP: [u8; 4] = [203, 0, 113, 1];
-const NAT: [u8; 4] = [203, 0, 113, 2];
+const VIP: Ipv4 = Ipv4::new(203, 0, 113, 1);
+const NAT: Ipv4 = Ipv4::new(203, 0, 113, 2);
 
 /// Two nodes behind Service `web` (203.0.113.1, port 80) and an outbound rule (203.0.113.2).
 fn web(pods: &[(usize, bool)]) -> Cluster {
@@ -85,12 +86,12 @@ fn mux(cluster: &Cluster, present: &MuxTables) -> MuxTables {
     mux_tables(&cluster.objects, "m1", present, cluster.now).unwrap()
 }
 
-fn key(port: u16) -> RuleKey<[u8; 4]> {
-    RuleKey { vip: VIP, port: port.to_be_bytes(), protocol: 6, reserved: 0 }
+fn key(port: u16) -> RuleKey<Ipv4> {
+    RuleKey { vip: VIP, port: Port::new(port), protocol: 6, reserved: 0 }
 }
 
 /// Where each held block stands, by address and first port.
-fn places(tables: &AgentTables) -> BTreeMap<([u8; 4], u16), u32> {
+fn places(tables: &AgentTables) -> BTreeMap<(Ipv4, u16), u32> {
     let place = |(index, block): (&u32, &datapath::tables::Block)| {
         ((tables.frontends[&u32::from(block.frontend)], block.start), *index)
     };
@@ -255,7 +256,7 @@ fn a_service_has_the_ready_pods_of_its_node() {
     let service = tables.services[&key(80)];
     assert_eq!(service.count, 1);
     let endpoint = tables.endpoints[&service.first];
-    assert_eq!((endpoint.address, endpoint.port), ([10, 100, 1, 5], 8080_u16.to_be_bytes()));
+    assert_eq!((endpoint.address, endpoint.port), (Ipv4::new(10, 100, 1, 5), Port::new(8080)));
     let without = agent(&web(&[(2, true)]), 1, &AgentTables::default());
     assert!(without.services.is_empty());
 }
@@ -271,7 +272,7 @@ fn a_changed_set_of_pods_stands_elsewhere_before_the_service_points_to_it() {
     let service = edits.iter().position(|edit| matches!(edit, AgentEdit::Service(_, Some(_))));
     let last_endpoint = edits
         .iter()
-        .rposition(|edit| matches!(edit, AgentEdit::Endpoint(_, row) if row.port != [0; 2]));
+        .rposition(|edit| matches!(edit, AgentEdit::Endpoint(_, row) if row.port != Port::NONE));
     assert!(last_endpoint < service, "{edits:?}");
     assert_ne!(after.services[&key(80)].first, before.services[&key(80)].first);
 }
@@ -286,7 +287,7 @@ fn a_block_is_its_holders_until_nobody_holds_it_and_then_its_listeners() {
     assert_eq!(owner_of(VIP, 87), owner::RULES);
     assert_eq!(owner_of(VIP, 88), owner::NONE);
     let node = owner_of(NAT, 2048);
-    assert_eq!(tables.nodes[&u32::from(node)].address, node_address(1).octets());
+    assert_eq!(tables.nodes[&u32::from(node)].address, Ipv4::from(node_address(1)));
     assert_eq!([owner_of(NAT, 2111), owner_of(NAT, 2112)], [node, owner::NONE]);
     // A listener in the middle of a lease waits.
     cluster.balancer(
@@ -316,13 +317,13 @@ fn a_shared_block_is_its_listeners_and_what_is_left_of_it_its_nodes() {
     hold(&mut cluster, 2, vec![shared]);
     let tables = mux(&cluster, &MuxTables::default());
     let node = tables.owner(NAT, 2056);
-    assert_eq!(tables.nodes[&u32::from(node)].address, node_address(2).octets());
+    assert_eq!(tables.nodes[&u32::from(node)].address, Ipv4::from(node_address(2)));
     // Only the block that has a listener is looked at by rule.
     assert_eq!(tables.owner(NAT, 2048), owner::RULES);
-    let key = LeftoverKey { vip: NAT, start: 2048_u16.to_be_bytes(), reserved: [0; 2] };
+    let key = LeftoverKey { vip: NAT, start: Port::new(2048), reserved: [0; 2] };
     assert_eq!(tables.leftovers, BTreeMap::from([(key, u32::from(node))]));
     // A second listener in the block waits until the node has read that its port is taken.
-    let key = |port: u16| RuleKey { vip: NAT, port: port.to_be_bytes(), protocol: 6, reserved: 0 };
+    let key = |port: u16| RuleKey { vip: NAT, port: Port::new(port), protocol: 6, reserved: 0 };
     let live: Vec<_> = tables.rules.keys().filter(|key| key.vip == NAT).copied().collect();
     assert_eq!(live, [key(2050)]);
     // What is left is known before the block changes hands, and until it has.
@@ -362,7 +363,7 @@ fn the_public_address_of_a_node_is_its_own_for_every_protocol() {
     network.spec.instance_public_ip = Some(ip("203.0.113.2"));
     let after = mux(&cluster, &before);
     let whole = after.vips[&NAT].whole;
-    assert_eq!(after.nodes[&whole].address, node_address(2).octets());
+    assert_eq!(after.nodes[&whole].address, Ipv4::from(node_address(2)));
     assert_eq!(after.vips[&VIP].whole, 0);
     assert_eq!(after.vips[&NAT].index, before.vips[&NAT].index);
     applied(&before, &after);
@@ -382,7 +383,7 @@ fn datagrams_are_kept_by_the_muxes_that_can_send_on_and_handed_over_by_all() {
         mux.status.withdrawn = name == "m3";
         mux.status.heartbeat = now;
     }
-    let [one, two, three, four] = [1, 2, 3, 4].map(|last| [10, 9, 0, last]);
+    let [one, two, three, four] = [1, 2, 3, 4].map(|last| Ipv4::new(10, 9, 0, last));
     let first = mux(&cluster, &MuxTables::default());
     assert_eq!(first.muxes, [one, two, three, four].into());
     assert_eq!(shares(&first), [(one, 2048), (four, 2048)].into());
@@ -408,7 +409,7 @@ fn datagrams_are_kept_by_the_muxes_that_can_send_on_and_handed_over_by_all() {
 }
 
 /// About how many parts of all datagrams each mux keeps.
-fn shares(tables: &MuxTables) -> BTreeMap<[u8; 4], usize> {
+fn shares(tables: &MuxTables) -> BTreeMap<Ipv4, usize> {
     let mut shares = BTreeMap::new();
     for keeper in tables.keepers.values() {
         *shares.entry(*keeper).or_insert(0) += 1;
@@ -434,7 +435,11 @@ fn a_mux_that_goes_takes_only_its_own_datagrams_with_it() {
     let after = mux(&cluster, &before);
     for (part, keeper) in &after.keepers {
         let kept = before.keepers[part];
-        assert!(*keeper != [10, 9, 0, 3] && (kept == *keeper || kept == [10, 9, 0, 3]), "{part}");
+        assert!(
+            *keeper != Ipv4::new(10, 9, 0, 3)
+                && (kept == *keeper || kept == Ipv4::new(10, 9, 0, 3)),
+            "{part}"
+        );
     }
     assert_eq!(after.keepers.len(), 4096);
 }
@@ -466,7 +471,8 @@ fn maglev_shares_follow_ready_pods_and_equal_sets_share_one_table() {
         tables.maglev.values().flat_map(|row| row.0).filter(|entry| *entry == node).count()
     };
     let index = |node: usize| {
-        let found = tables.nodes.iter().find(|(_, row)| row.address == node_address(node).octets());
+        let found =
+            tables.nodes.iter().find(|(_, row)| row.address == Ipv4::from(node_address(node)));
         *found.unwrap().0 as u16
     };
     assert!((61..=64).contains(&entries(index(1))), "{}", entries(index(1)));
@@ -563,11 +569,11 @@ fn a_restriction_is_written_before_the_rule_that_names_it() {
 fn of_vips_that_share_a_row_one_has_it_and_all_have_their_keys() {
     let mut cluster = web(&[]);
     let before = mux(&cluster, &MuxTables::default());
-    let near = |vip: [u8; 4], tables: &MuxTables| {
+    let near = |vip: Ipv4, tables: &MuxTables| {
         tables.near_vips[&NearVip::row(vip)].of(vip) == Some(tables.vips[&vip])
     };
     assert!(near(VIP, &before) && near(NAT, &before));
-    let mut others = (1..u32::from_be_bytes(VIP)).rev().map(u32::to_be_bytes);
+    let mut others = (1..VIP.number()).rev().map(Ipv4::from_number);
     let other = others.find(|other| NearVip::row(*other) == NearVip::row(VIP)).unwrap();
     let network = cluster.objects.node_networks.get_mut("n2").unwrap();
     network.spec.instance_public_ip = Some(other.into());
@@ -615,8 +621,9 @@ fn pods_and_their_namespaces_have_allowances_that_they_keep() {
     cluster.add(pod("c", "shop", "n2", "10.100.2.5"));
     cluster.settle();
     let first = agent_tables(&cluster.objects, "n1", &AgentTables::default()).unwrap();
-    let quota =
-        |tables: &AgentTables, last| tables.quotas.get(&[10, 100, 1, last]).copied().unwrap();
+    let quota = |tables: &AgentTables, last| {
+        tables.quotas.get(&Ipv4::new(10, 100, 1, last)).copied().unwrap()
+    };
     assert_eq!(first.quotas.len(), 2);
     assert_eq!(quota(&first, 5).namespace, quota(&first, 6).namespace);
     let limits = [quota(&first, 5).pod, quota(&first, 6).pod, quota(&first, 5).namespace]

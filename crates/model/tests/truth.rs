@@ -5,6 +5,7 @@ mod cluster;
 use std::collections::BTreeMap;
 
 use cluster::{Cluster, node_address, rule};
+use datapath::Port;
 use datapath::flow::State;
 use datapath::protocol::{TCP, UDP};
 use datapath::tables::FlowKind;
@@ -14,9 +15,9 @@ use model::tables::{Address, AgentTables, agent_tables};
 use model::truth::{Held, Truth, Untrue};
 use serde_json::{Value, json};
 
-const VIP: Address = [203, 0, 113, 1];
-const POD: Address = [10, 100, 1, 5];
-const CLIENT: Address = [198, 51, 100, 7];
+const VIP: Address = Address::new(203, 0, 113, 1);
+const POD: Address = Address::new(10, 100, 1, 5);
+const CLIENT: Address = Address::new(198, 51, 100, 7);
 
 /// Service `web` at 203.0.113.1, port 80 by TCP and UDP, in front of pod `p`, which is ready.
 fn web() -> Cluster {
@@ -86,14 +87,14 @@ fn inbound(protocol: u8) -> Held {
     Held {
         kind: FlowKind::Inbound,
         protocol,
-        inside: (POD, 8080u16.to_be_bytes()),
-        outside: (VIP, 80u16.to_be_bytes()),
+        inside: (POD, Port::new(8080)),
+        outside: (VIP, Port::new(80)),
         remote: CLIENT,
     }
 }
 
 fn outbound() -> Held {
-    Held { kind: FlowKind::Outbound, outside: (VIP, [0xfa, 0]), ..inbound(TCP) }
+    Held { kind: FlowKind::Outbound, outside: (VIP, Port::new(64_000)), ..inbound(TCP) }
 }
 
 /// What becomes of a datagram's flow, an established connection and a handshake.
@@ -147,7 +148,7 @@ fn a_service_that_loses_a_port_or_its_address_ends_the_flows_of_that_port_alone(
     let balancer = cluster.objects.resources.load_balancers.values_mut().next().unwrap();
     balancer.properties.load_balancing_rules.retain(|rule| rule.name.contains("TCP"));
     assert_eq!(judged(&truth(&cluster)), [Some(Untrue::ServiceGone), None, None]);
-    let elsewhere = Held { outside: ([203, 0, 113, 2], 80u16.to_be_bytes()), ..inbound(TCP) };
+    let elsewhere = Held { outside: (Address::new(203, 0, 113, 2), Port::new(80)), ..inbound(TCP) };
     let state = || State::Established;
     assert_eq!(truth(&web()).judge(&elsewhere, state), Some(Untrue::ServiceGone));
 }
@@ -179,7 +180,7 @@ fn a_client_that_is_not_allowed_any_more_loses_its_flows() {
 fn kube_proxys_flows_ask_for_the_service_alone() {
     let mut cluster = web();
     pod(&mut cluster, json!({"metadata": {"labels": {"app": "other"}}}));
-    let flow = Held { inside: (VIP, 80u16.to_be_bytes()), ..inbound(UDP) };
+    let flow = Held { inside: (VIP, Port::new(80)), ..inbound(UDP) };
     assert_eq!(truth(&cluster).judge(&flow, || State::Established), None);
 }
 

@@ -25,12 +25,12 @@ use model::{
 use crate::{
     answer::{self, Answerable, Number, Refusals, Sender},
     apply,
-    attach::{self, Attached, TcWay},
+    attach::{self, TcWay},
     clock,
     convert::Change,
     inspect::AgentView,
     journal::{self, Journal},
-    load::{self, Loaded},
+    load,
     maps::{self, Address, AgentMaps, AgentMemory, FlowRoom},
     neighbour,
     pins::{Pins, PinsLock, Role},
@@ -39,6 +39,7 @@ use crate::{
     source::{self, Source},
     stop::Stop,
     sweep::{Ended, Holding, Sweep, Usage},
+    uplink::{Shared, Uplink, Watcher},
 };
 
 /// How often the loop turns when nothing changes: one step of the sweep each time.
@@ -52,8 +53,8 @@ pub const HEARTBEAT: Duration = Duration::from_secs(5);
 pub const PASS_EVERY: Duration = Duration::from_secs(1);
 /// Ports in use are reported at once when they pass a multiple of this.
 const USED_PORTS_STEP: u32 = 64;
-/// How often the attachment is looked after.
-pub const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// How often news are told.
+pub const TELL_EVERY: Duration = Duration::from_secs(1);
 /// TCP connections from before the first attach are left alone this long, unless told otherwise.
 pub const ADOPT_FOR_DEFAULT: Duration = Duration::from_secs(600);
 /// How long an uninstall waits for flows to end, unless told otherwise.
@@ -171,9 +172,9 @@ pub fn run_agent(source: &mut dyn Source, config: &AgentConfig, stop: &Stop) -> 
             });
             is_stale = outcome.is_err();
         }
-        if looked.elapsed() >= LOOK_AFTER {
+        if looked.elapsed() >= TELL_EVERY {
             looked = Instant::now();
-            outcome = outcome.and_then(|()| agent.look_after());
+            outcome = outcome.and_then(|()| agent.report_news(source));
             outcome = outcome.and_then(|()| agent.report_refused(source));
         }
         outcome = outcome.and_then(|()| agent.sweep(&objects));
@@ -204,7 +205,11 @@ pub fn run_agent(source: &mut dyn Source, config: &AgentConfig, stop: &Stop) -> 
 
 struct Agent<'a> {
     config: &'a AgentConfig,
-    loaded: Loaded,
+    uplink: Shared,
+    /// From when the programs are at work.
+    watcher: Option<Watcher>,
+    /// The way from tables of another shape, still to be gone.
+    change: Option<Change>,
     maps: AgentMaps,
     memory: AgentMemory,
     /// What the tables hold.
@@ -212,8 +217,10 @@ struct Agent<'a> {
     settings: AgentSettings<Address>,
     /// [`agent_flag::HOLD`] while flows are carried over, else nothing.
     hold: u32,
-    /// Index of the interface that the programs are on.
-    attached_to: Option<u32>,
+    /// No table was there before.
+    is_first: bool,
+    /// What keeps the programs from being looked after.
+    trouble: Option<String>,
     sweep: Sweep,
     holding: Holding,
     review: Review,
@@ -251,13 +258,19 @@ impl<'a> Agent<'a> {
         let is_filled = !present.sources.is_empty() && !is_beside;
         let moves_flows = loaded.change.as_ref().is_some_and(Change::moves_flows);
         let sweep = Sweep::open(&loaded.pins)?;
+        let at = (&*config.uplink, config.way());
+        let mut uplink = Uplink::new(loaded.ebpf, (loaded.pins, loaded.lock), &config.node, at);
+        for news in loaded.news {
+            uplink.tell(news);
+        }
         let mut agent = Agent {
             config,
             maps,
             memory,
             settings,
             hold: if moves_flows { agent_flag::HOLD } else { 0 },
-            attached_to: None,
+            trouble: None,
+            is_first: !loaded.reused,
             sweep,
             holding: holding_of(&present),
             review: Review::default(),
@@ -271,7 +284,9 @@ impl<'a> Agent<'a> {
             answerable: Answerable::default(),
             answers: false,
             sender: None,
-            loaded,
+            watcher: None,
+            change: loaded.change,
+            uplink: Shared::new(uplink),
         };
         if is_filled {
             // The tables are as good as when the last agent left them: put the new programs to
@@ -320,15 +335,13 @@ impl<'a> Agent<'a> {
         }
         self.sweep.set_quotas(&self.present.quotas);
         let services = self.present.services.keys().filter(|key| key.protocol == protocol::TCP);
-        self.answerable.set(
-            self.holding.blocks.iter(),
-            services.map(|key| (key.vip, u16::from_be_bytes(key.port))),
-        );
-        if self.attached_to.is_none() || self.loaded.change.is_some() {
+        self.answerable
+            .set(self.holding.blocks.iter(), services.map(|key| (key.vip, key.port.number())));
+        if !self.uplink.get().is_attached() || self.change.is_some() {
             self.attach()?;
         }
         if !self.answers {
-            let ring = maps::open_notices(&self.loaded.pins)?;
+            let ring = maps::open_notices(self.uplink.get().pins())?;
             let node = Ipv4Addr::from(self.settings.node);
             let (refusals, answerable) = (self.refusals.clone(), self.answerable.clone());
             answer::start(ring, node, refusals, answerable, stop.clone())
@@ -353,7 +366,9 @@ impl<'a> Agent<'a> {
         };
         if settings.seed == [0; 2] {
             settings.seed = random_seed().context("cannot read /dev/urandom")?;
-            settings.adopt_until = adopt_until(self.config.adopt_for);
+            // Who finds tables was here before: what was open then is no longer to be adopted.
+            let adopt_for = if self.is_first { self.config.adopt_for } else { Duration::ZERO };
+            settings.adopt_until = adopt_until(adopt_for);
         }
         self.set(settings)
     }
@@ -378,10 +393,10 @@ impl<'a> Agent<'a> {
 
     /// Puts the programs to work, after whatever their tables have yet to be given.
     fn attach(&mut self) -> Result<()> {
-        let Some(mut change) = self.loaded.change.take() else { return self.attach_programs() };
+        let Some(mut change) = self.change.take() else { return self.attach_programs() };
         let outcome = self.change_over(&mut change);
         if outcome.is_err() {
-            self.loaded.change = Some(change);
+            self.change = Some(change);
         }
         outcome
     }
@@ -391,7 +406,7 @@ impl<'a> Agent<'a> {
     fn change_over(&mut self, change: &mut Change) -> Result<()> {
         self.set(AgentSettings { flags: self.settings.flags | self.hold, ..self.settings })?;
         change.switch().context("cannot change tables")?;
-        self.loaded.pins = self.loaded.pins.current();
+        self.uplink.get().use_current_tables();
         let swapped = Instant::now();
         self.attach_programs()?;
         let merged = change.merge().context("cannot carry flows over")?;
@@ -418,25 +433,22 @@ impl<'a> Agent<'a> {
     }
 
     fn attach_programs(&mut self) -> Result<()> {
-        let (config, pins) = (self.config, &self.loaded.pins);
-        let attached =
-            attach::attach_agent(&mut self.loaded.ebpf, pins, &config.uplink, config.way())?;
-        let what = match attached {
-            Attached::New => "attached to",
-            Attached::Replaced => "replaced on",
-        };
-        journal::info(format!("{}: programs {what} {}", config.node, config.uplink));
-        self.attached_to = Some(attach::interface_index(&config.uplink)?);
+        self.uplink.get().attach()?;
+        if self.watcher.is_none() {
+            self.watcher = Some(Watcher::start(self.uplink.clone())?);
+        }
         Ok(())
     }
 
-    /// Puts the programs back where somebody has taken them off, or the interface was made anew.
-    fn look_after(&mut self) -> Result<()> {
-        let config = self.config;
-        let Some(device) = self.attached_to else { return Ok(()) };
-        if !attach::agent_is_attached(&self.loaded.pins, &config.uplink, config.way(), device)? {
-            journal::warn(format!("{}: the programs are gone from {}", config.node, config.uplink));
-            self.attach()?;
+    /// Tells what happened to the programs, and remembers what is wrong with them.
+    fn report_news(&mut self, source: &mut dyn Source) -> Result<()> {
+        let (news, trouble) = {
+            let mut uplink = self.uplink.get();
+            (uplink.take_news(), uplink.trouble().map(str::to_owned))
+        };
+        self.trouble = trouble;
+        for news in &news {
+            source.report_news(&self.config.node, news).context("cannot report")?;
         }
         Ok(())
     }
@@ -458,7 +470,7 @@ impl<'a> Agent<'a> {
     /// One step of the sweep.
     fn sweep(&mut self, objects: &Objects) -> Result<()> {
         // Before the programs work with these tables, what stands there is not what happens.
-        if self.attached_to.is_none() {
+        if self.watcher.is_none() {
             return Ok(());
         }
         for destination in self.refusals.destinations() {
@@ -527,7 +539,7 @@ impl<'a> Agent<'a> {
         leases
             .filter(|lease| lease.is_leaving() && lease.epoch <= self.settings.epoch)
             .flat_map(|lease| {
-                let address = lease.range.address.octets();
+                let address = Address::from(lease.range.address);
                 let free = lease
                     .range
                     .blocks()
@@ -542,7 +554,9 @@ impl<'a> Agent<'a> {
     /// What to report; nothing before the programs are attached. An order is followed when a pass
     /// has ended the flows on ports that it takes.
     fn status(&self) -> Option<NodeNetworkStatus> {
-        self.attached_to.map(|_| NodeNetworkStatus {
+        let watcher = self.watcher.as_ref();
+        watcher.map(|_| NodeNetworkStatus {
+            trouble: self.trouble.clone(),
             applied_epoch: self.followed,
             heartbeat: source::now(),
             drained: self.drained.clone(),

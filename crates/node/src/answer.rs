@@ -17,7 +17,7 @@ use std::{
 
 use aya::maps::{MapData, RingBuf};
 use datapath::{
-    Drop, checksum,
+    Drop, Port, checksum,
     limits::{BLOCK_PORTS, OWN_MARK},
     notice::Notice,
     packet::{self, tcp_flag},
@@ -63,7 +63,7 @@ impl Row for NoticeRow {}
 /// What is refused, as far as the events tell it apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Cause {
-    Ports(Address, [u8; 2], u8),
+    Ports(Address, Port, u8),
     Quota(Address),
 }
 
@@ -80,7 +80,7 @@ impl Refusals {
             .map(|(cause, refused)| match cause {
                 Cause::Ports(target, port, protocol) => Refused::Ports {
                     target: Ipv4Addr::from(target),
-                    port: u16::from_be_bytes(port),
+                    port: port.number(),
                     protocol,
                     refused,
                 },
@@ -111,7 +111,7 @@ impl Refusals {
         let is_known = count.len() < DESTINATIONS_MAX || count.contains_key(&cause);
         let cause = match cause {
             cause if is_known => cause,
-            Cause::Ports(..) => Cause::Ports(Address::default(), [0; 2], 0),
+            Cause::Ports(..) => Cause::Ports(Address::default(), Port::NONE, 0),
             Cause::Quota(_) => Cause::Quota(Address::default()),
         };
         *count.entry(cause).or_default() += 1;
@@ -238,7 +238,7 @@ impl Answerer {
     fn answer(&mut self, notice: &Notice<Address>) {
         let quote = &notice.quote[..notice.quote.len().min(notice.length as usize)];
         let packet = if notice.reason == Drop::NoFlow as u8 {
-            let port = u16::from_be_bytes(notice.target_port);
+            let port = notice.target_port.number();
             let is_ours =
                 notice.side == Side::Egress as u8 || self.answerable.has(notice.target, port);
             if is_ours { reset_for(quote) } else { None }
@@ -263,7 +263,7 @@ fn prohibited(node: Ipv4Addr, client: Address, quote: &[u8]) -> Vec<u8> {
     icmp.extend(quote);
     let sum = sum(&icmp);
     icmp[2..4].copy_from_slice(&sum);
-    whole(node.octets(), client, protocol::ICMP, &icmp)
+    whole(node.into(), client, protocol::ICMP, &icmp)
 }
 
 /// The RST that answers a late segment (RFC 9293, 3.5.2), as a whole IP packet; `quote` are the
@@ -297,19 +297,19 @@ pub enum Number {
 }
 
 /// An RST as a whole IP packet.
-pub fn reset(from: (Address, [u8; 2]), to: (Address, [u8; 2]), number: Number) -> Vec<u8> {
+pub fn reset(from: (Address, Port), to: (Address, Port), number: Number) -> Vec<u8> {
     const HEADER_WORDS: u8 = 5;
     let (sequence, acknowledgement, flags) = match number {
         Number::Sequence(number) => (number, 0, tcp_flag::RST),
         Number::Acknowledgement(number) => (0, number, tcp_flag::RST | tcp_flag::ACK),
     };
     let mut tcp = Vec::new();
-    tcp.extend(from.1);
-    tcp.extend(to.1);
+    tcp.extend(from.1.wire());
+    tcp.extend(to.1.wire());
     tcp.extend(sequence.to_be_bytes());
     tcp.extend(acknowledgement.to_be_bytes());
     tcp.extend([HEADER_WORDS << 4, flags, 0, 0, 0, 0, 0, 0]);
-    let mut covered = [from.0, to.0].concat();
+    let mut covered = [from.0.wire(), to.0.wire()].concat();
     covered.extend([0, protocol::TCP]);
     covered.extend((tcp.len() as u16).to_be_bytes());
     covered.extend(&tcp);
@@ -324,8 +324,8 @@ fn whole(from: Address, to: Address, protocol: u8, payload: &[u8]) -> Vec<u8> {
     packet.extend(length.to_be_bytes());
     // Identification and checksum are the kernel's to fill in.
     packet.extend([0, 0, 0, 0, TTL, protocol, 0, 0]);
-    packet.extend(from);
-    packet.extend(to);
+    packet.extend(from.wire());
+    packet.extend(to.wire());
     packet.extend(payload);
     packet
 }
@@ -348,10 +348,10 @@ mod tests {
         quote[27] = 9;
         quote[28] = 8;
         Notice {
-            source: [10, 244, 1, 2],
-            target: [198, 51, 100, 4],
-            source_port: 4000u16.to_be_bytes(),
-            target_port: 443u16.to_be_bytes(),
+            source: Address::new(10, 244, 1, 2),
+            target: Address::new(198, 51, 100, 4),
+            source_port: Port::new(4000),
+            target_port: Port::new(443),
             protocol: protocol::TCP,
             reason: Drop::PortsExhausted as u8,
             length: 40,
@@ -380,10 +380,10 @@ mod tests {
         let allowed = |turn: &mut Turn, client| {
             (0..2 * ANSWERS_PER_SECOND_MAX).filter(|_| turn.may_answer(client)).count() as u32
         };
-        assert_eq!(allowed(&mut turn, [10, 0, 0, 1]), ANSWERS_PER_SECOND_MAX);
-        assert_eq!(allowed(&mut turn, [10, 0, 0, 2]), ANSWERS_PER_SECOND_MAX);
+        assert_eq!(allowed(&mut turn, Address::new(10, 0, 0, 1)), ANSWERS_PER_SECOND_MAX);
+        assert_eq!(allowed(&mut turn, Address::new(10, 0, 0, 2)), ANSWERS_PER_SECOND_MAX);
         turn.second = Instant::now() - Duration::from_secs(1);
-        assert_eq!(allowed(&mut turn, [10, 0, 0, 1]), ANSWERS_PER_SECOND_MAX);
+        assert_eq!(allowed(&mut turn, Address::new(10, 0, 0, 1)), ANSWERS_PER_SECOND_MAX);
     }
 
     #[test]
@@ -433,7 +433,7 @@ mod tests {
     #[test]
     fn only_what_the_node_holds_or_serves_is_answered_for() {
         let answerable = Answerable::default();
-        let vip = [203, 0, 113, 1];
+        let vip = Address::new(203, 0, 113, 1);
         answerable.set([(vip, 64_000)].into_iter(), [(vip, 80)].into_iter());
         for (port, expected) in [
             (64_000, true),
@@ -445,6 +445,6 @@ mod tests {
         ] {
             assert_eq!(answerable.has(vip, port), expected, "{port}");
         }
-        assert!(!answerable.has([203, 0, 113, 2], 64_000));
+        assert!(!answerable.has(Address::new(203, 0, 113, 2), 64_000));
     }
 }

@@ -39,10 +39,10 @@ pub fn edit_agent(
 ) -> Result<(), TableError> {
     match edit {
         AgentEdit::Source(net, Some(row)) => {
-            maps.sources.set(net.prefix_len().into(), net.network().octets(), &Raw(*row))
+            maps.sources.set(net.prefix_len().into(), Raw(net.network().into()), &Raw(*row))
         }
         AgentEdit::Source(net, None) => {
-            maps.sources.remove(net.prefix_len().into(), net.network().octets())
+            maps.sources.remove(net.prefix_len().into(), Raw(net.network().into()))
         }
         AgentEdit::PrivateRange(net, present) => {
             edit_prefix(&mut maps.private_ranges, *net, *present)
@@ -53,27 +53,27 @@ pub fn edit_agent(
             open_positions(&memory.positions, *word, *bits);
             Ok(())
         }
-        AgentEdit::Frontend(index, address) => maps.frontends.set(*index, address),
-        AgentEdit::Vip(address, true) => maps.vips.set(address, &Raw(Default::default())),
-        AgentEdit::Vip(address, false) => maps.vips.remove(address),
+        AgentEdit::Frontend(index, address) => maps.frontends.set(*index, &Raw(*address)),
+        AgentEdit::Vip(address, true) => maps.vips.set(&Raw(*address), &Raw(Default::default())),
+        AgentEdit::Vip(address, false) => maps.vips.remove(&Raw(*address)),
         AgentEdit::Internal(net, present) => edit_prefix(&mut maps.internal, *net, *present),
         AgentEdit::AllowedSource(service, net, present) => {
-            let key = AllowedClient { service: *service, source: net.network().octets() };
+            let key = AllowedClient { service: *service, source: net.network().into() };
             let bits = SERVICE_BITS + u32::from(net.prefix_len());
             match present {
                 true => maps.allowed_sources.set(bits, Raw(key), &1),
                 false => maps.allowed_sources.remove(bits, Raw(key)),
             }
         }
-        AgentEdit::Mux(address, true) => maps.muxes.set(address, &1),
-        AgentEdit::Mux(address, false) => maps.muxes.remove(address),
+        AgentEdit::Mux(address, true) => maps.muxes.set(&Raw(*address), &1),
+        AgentEdit::Mux(address, false) => maps.muxes.remove(&Raw(*address)),
         AgentEdit::Service(key, Some(row)) => maps.services.set(&Raw(*key), &Raw(*row)),
         AgentEdit::Service(key, None) => maps.services.remove(&Raw(*key)),
         AgentEdit::Endpoint(index, row) => maps.endpoints.set(*index, &Raw(*row)),
-        AgentEdit::Quota(address, Some(row)) => maps.quotas.set(address, &Raw(*row)),
-        AgentEdit::Quota(address, None) => maps.quotas.remove(address),
-        AgentEdit::Pod(address, Some(owner)) => maps.pods.set(address, owner),
-        AgentEdit::Pod(address, None) => maps.pods.remove(address),
+        AgentEdit::Quota(address, Some(row)) => maps.quotas.set(&Raw(*address), &Raw(*row)),
+        AgentEdit::Quota(address, None) => maps.quotas.remove(&Raw(*address)),
+        AgentEdit::Pod(address, Some(owner)) => maps.pods.set(&Raw(*address), owner),
+        AgentEdit::Pod(address, None) => maps.pods.remove(&Raw(*address)),
         AgentEdit::Allowance(index, limit) => {
             let allowances = &memory.allowances;
             let Some(row) = allowances.row(*index) else { return Ok(()) };
@@ -89,19 +89,20 @@ pub fn edit_agent(
 
 /// Puts a prefix into a table, or takes it out.
 fn edit_prefix(
-    table: &mut Prefixes<Address, u32>,
+    table: &mut Prefixes<Raw<Address>, u32>,
     net: Ipv4Net,
     present: bool,
 ) -> Result<(), TableError> {
+    let network = Raw(net.network().into());
     match present {
-        true => table.set(net.prefix_len().into(), net.network().octets(), &1),
-        false => table.remove(net.prefix_len().into(), net.network().octets()),
+        true => table.set(net.prefix_len().into(), network, &1),
+        false => table.remove(net.prefix_len().into(), network),
     }
 }
 
 /// The prefixes in a table.
-fn prefixes(table: &Prefixes<Address, u32>) -> Result<BTreeSet<Ipv4Net>, TableError> {
-    Ok(table.all()?.into_iter().map(|(bits, net, _)| prefix(bits, net)).collect())
+fn prefixes(table: &Prefixes<Raw<Address>, u32>) -> Result<BTreeSet<Ipv4Net>, TableError> {
+    Ok(table.all()?.into_iter().map(|(bits, net, _)| prefix(bits, net.0)).collect())
 }
 
 /// Lets new flows take exactly the positions `bits` of one word.
@@ -122,7 +123,7 @@ fn open_positions(positions: &PositionsMemory, word: u32, bits: u64) {
 pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables, TableError> {
     let settings: AgentSettings<Address> = maps.settings.get(0)?.0;
     let sources =
-        maps.sources.all()?.into_iter().map(|(bits, net, row)| (prefix(bits, net), row.0));
+        maps.sources.all()?.into_iter().map(|(bits, net, row)| (prefix(bits, net.0), row.0));
     let allowed = maps.allowed_sources.all()?.into_iter().map(|(bits, key, _)| {
         (key.0.service, prefix(bits.saturating_sub(SERVICE_BITS), key.0.source))
     });
@@ -144,10 +145,10 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
         policies: filled(maps.policies.all()?.into_iter().map(|row| row.0)),
         blocks: filled(maps.blocks.all()?.into_iter().map(|row| row.0)),
         open,
-        frontends: filled(maps.frontends.all()?),
+        frontends: filled(maps.frontends.all()?.into_iter().map(|row| row.0)),
         taken: BTreeSet::new(),
-        vips: maps.vips.all()?.into_iter().map(|(address, _)| address).collect(),
-        muxes: maps.muxes.all()?.into_iter().map(|(address, _)| address).collect(),
+        vips: maps.vips.all()?.into_iter().map(|(address, _)| address.0).collect(),
+        muxes: maps.muxes.all()?.into_iter().map(|(address, _)| address.0).collect(),
         tags: Tags {
             epoch: settings.tag_epoch,
             keys: HiddenKeys(settings.tag_keys),
@@ -160,8 +161,8 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
         allowed_sources: allowed.collect(),
         services: maps.services.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
         endpoints: filled(maps.endpoints.all()?.into_iter().map(|row| row.0)),
-        quotas: maps.quotas.all()?.into_iter().map(|(key, row)| (key, row.0)).collect(),
-        pods: maps.pods.all()?.into_iter().collect(),
+        quotas: maps.quotas.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
+        pods: maps.pods.all()?.into_iter().map(|(key, owner)| (key.0, owner)).collect(),
         truth: Truth::default(),
         allowances: filled(
             (0..memory.allowances.rows())
@@ -173,22 +174,22 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
 /// Carries out one edit of a mux's tables.
 pub fn edit_mux(maps: &mut MuxMaps, edit: &MuxEdit) -> Result<(), TableError> {
     match edit {
-        MuxEdit::Vip(address, Some(row)) => maps.vips.set(address, &Raw(*row)),
-        MuxEdit::Vip(address, None) => maps.vips.remove(address),
+        MuxEdit::Vip(address, Some(row)) => maps.vips.set(&Raw(*address), &Raw(*row)),
+        MuxEdit::Vip(address, None) => maps.vips.remove(&Raw(*address)),
         MuxEdit::NearVip(index, row) => maps.near_vips.set(*index, &Raw(*row)),
         MuxEdit::Owners(index, row) => maps.owners.set(*index, &Raw(*row)),
         MuxEdit::Node(index, row) => maps.nodes.set(*index, &Raw(*row)),
         MuxEdit::Leftover(key, Some(node)) => maps.leftovers.set(&Raw(*key), node),
         MuxEdit::Leftover(key, None) => maps.leftovers.remove(&Raw(*key)),
-        MuxEdit::Mux(address, true) => maps.muxes.set(address, &1),
-        MuxEdit::Mux(address, false) => maps.muxes.remove(address),
-        MuxEdit::Keeper(row, address) => maps.keepers.set(*row, address),
+        MuxEdit::Mux(address, true) => maps.muxes.set(&Raw(*address), &1),
+        MuxEdit::Mux(address, false) => maps.muxes.remove(&Raw(*address)),
+        MuxEdit::Keeper(row, address) => maps.keepers.set(*row, &Raw(*address)),
         MuxEdit::Rule(key, Some(row)) => maps.rules.set(&Raw(*key), &Raw(*row)),
         MuxEdit::Rule(key, None) => maps.rules.remove(&Raw(*key)),
         MuxEdit::Maglev(index, row) => maps.maglev.set(*index, &Raw(*row)),
         MuxEdit::Internal(net, present) => edit_prefix(&mut maps.internal, *net, *present),
         MuxEdit::AllowedSource(rule, net, present) => {
-            let key = AllowedSource { rule: rule.to_be_bytes(), source: net.network().octets() };
+            let key = AllowedSource { rule: rule.to_be_bytes(), source: net.network().into() };
             let bits = RULE_BITS + u32::from(net.prefix_len());
             match present {
                 true => maps.allowed_sources.set(bits, Raw(key), &1),
@@ -214,7 +215,7 @@ pub fn read_mux(maps: &MuxMaps) -> Result<MuxTables, TableError> {
         address: settings.address,
         gateway: None,
         owners: filled(maps.owners.all()?.into_iter().map(|row| row.0)),
-        vips: maps.vips.all()?.into_iter().map(|(address, row)| (address, row.0)).collect(),
+        vips: maps.vips.all()?.into_iter().map(|(address, row)| (address.0, row.0)).collect(),
         near_vips: filled(maps.near_vips.all()?.into_iter().map(|row| row.0)),
         nodes: maps
             .nodes
@@ -225,8 +226,8 @@ pub fn read_mux(maps: &MuxMaps) -> Result<MuxTables, TableError> {
             .map(|(node, index)| (index, node.0))
             .collect(),
         leftovers: maps.leftovers.all()?.into_iter().map(|(key, node)| (key.0, node)).collect(),
-        muxes: maps.muxes.all()?.into_iter().map(|(address, _)| address).collect(),
-        keepers: filled(maps.keepers.all()?),
+        muxes: maps.muxes.all()?.into_iter().map(|(address, _)| address.0).collect(),
+        keepers: filled(maps.keepers.all()?.into_iter().map(|row| row.0)),
         rules: maps.rules.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
         maglev: filled(maps.maglev.all()?.into_iter().map(|row| row.0)),
         tags: Tags {

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::{
     load::{kernel_release, release_is_at_least},
+    netlink::{self, Place},
     pins::{Pins, PinsError, rename},
     raw,
 };
@@ -37,6 +38,11 @@ const TCX_MIN: (u32, u32) = (6, 6);
 /// is ours alone, so that nobody else's filter is ever replaced.
 const FILTER_PRIORITY: u16 = 1;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0xde60, 1);
+
+/// A `clsact` qdisc and its two hooks, as the kernel names them.
+const TC_H_CLSACT: u32 = 0xffff_0000;
+const TC_H_MIN_INGRESS: u32 = 0xfff2;
+const TC_H_MIN_EGRESS: u32 = 0xfff3;
 
 /// Why a program is not on its interface.
 #[derive(Debug, Error)]
@@ -107,9 +113,33 @@ pub fn attach_agent(
     uplink: &str,
     way: TcWay,
 ) -> Result<Attached, AttachError> {
+    attach_both(ebpf, pins, (uplink, way), [INGRESS, EGRESS])
+}
+
+/// Puts both programs back on an uplink that has lost them: egress first, for each packet that
+/// leaves meanwhile leaves untranslated.
+pub fn attach_agent_again(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    uplink: &str,
+    way: TcWay,
+) -> Result<Attached, AttachError> {
+    attach_both(ebpf, pins, (uplink, way), [EGRESS, INGRESS])
+}
+
+fn attach_both(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    (uplink, way): (&str, TcWay),
+    order: [&'static str; 2],
+) -> Result<Attached, AttachError> {
     let device = interface_index(uplink)?;
     let mut outcome = Attached::Replaced;
-    for (name, direction) in [(INGRESS, TcAttachType::Ingress), (EGRESS, TcAttachType::Egress)] {
+    for name in order {
+        let direction = match name {
+            EGRESS => TcAttachType::Egress,
+            _ => TcAttachType::Ingress,
+        };
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .and_then(|program| program.try_into().ok())
@@ -185,21 +215,25 @@ pub fn detach_mux(pins: &Pins) -> Result<(), AttachError> {
     remove_link(&pins.link(MUX))
 }
 
-/// Whether both programs of an agent are on `uplink`. Of filters only the qdisc's owner could tell;
-/// they are taken to be there as long as the interface is the one with index `attached_to`.
+/// Whether both programs of an agent are on `uplink`.
 pub fn agent_is_attached(
+    ebpf: &Ebpf,
     pins: &Pins,
     uplink: &str,
     way: TcWay,
-    attached_to: u32,
 ) -> Result<bool, AttachError> {
     let device = interface_index(uplink)?;
-    Ok(match way {
-        TcWay::Tcx => [INGRESS, EGRESS]
-            .iter()
-            .all(|program| Site { program, interface: uplink, device }.holds(&pins.link(program))),
-        TcWay::Filter => device == attached_to,
-    })
+    for (program, parent) in [(INGRESS, TC_H_MIN_INGRESS), (EGRESS, TC_H_MIN_EGRESS)] {
+        let site = Site { program, interface: uplink, device };
+        let is_there = match way {
+            TcWay::Tcx => site.holds(&pins.link(program)),
+            TcWay::Filter => site.has_filter(ebpf, parent)?,
+        };
+        if !is_there {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether the mux program is on `interface`.
@@ -230,6 +264,20 @@ impl Site<'_> {
     /// another one, cannot be moved.
     fn holds(&self, pin: &Path) -> bool {
         raw::pinned_link(pin).is_ok_and(|link| link.interface == self.device)
+    }
+
+    /// True when our filter is there and runs this very program.
+    fn has_filter(&self, ebpf: &Ebpf, hook: u32) -> Result<bool, AttachError> {
+        let program = ebpf.program(self.program).ok_or(AttachError::NoProgram(self.program))?;
+        let info = <&SchedClassifier>::try_from(program).and_then(|program| program.info());
+        let own = info.map_err(self.refused())?.id();
+        let found = netlink::filter_program(Place {
+            device: self.device,
+            parent: TC_H_CLSACT | hook,
+            priority: FILTER_PRIORITY,
+            handle: FILTER_HANDLE.into(),
+        });
+        Ok(found.map_err(self.refused())? == Some(own))
     }
 
     /// Pins a new link. An old one is let go only then: added before removed.

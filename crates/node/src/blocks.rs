@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_set_has_what_was_put_in_and_nothing_else() {
-        let (one, other) = ([203, 0, 113, 10], [203, 0, 113, 11]);
+        let (one, other) = (Address::new(203, 0, 113, 10), Address::new(203, 0, 113, 11));
         let mut blocks: Blocks = [(one, 0), (one, 65_528)].into_iter().collect();
         blocks.add(&[(one, 512), (other, 1024)].into_iter().collect());
         let found: Vec<_> = [one, other]
@@ -87,6 +87,6 @@ mod tests {
         assert_eq!(found, [(one, 0), (one, 512), (one, 65_528), (other, 1024)]);
         assert!(blocks.iter().eq(found));
         assert_eq!(blocks.first_of(other), Some((other, 1024)));
-        assert_eq!(blocks.first_of([203, 0, 113, 12]), None);
+        assert_eq!(blocks.first_of(Address::new(203, 0, 113, 12)), None);
     }
 }

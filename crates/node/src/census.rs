@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use datapath::{
+    Port,
     flow::{self, State},
     limits::BLOCK_PORTS,
     protocol,
@@ -118,7 +119,7 @@ pub(crate) struct Counting<'a> {
     now: Ticks,
     census: Census,
     used: BTreeMap<Frontend, Box<[u64; PORT_WORDS]>>,
-    towards: HashMap<(Frontend, Address, [u8; 2]), u32>,
+    towards: HashMap<(Frontend, Address, Port), u32>,
 }
 
 impl<'a> Counting<'a> {
@@ -144,7 +145,7 @@ impl<'a> Counting<'a> {
         for ((frontend, address, port), used) in towards {
             let row = ports.entry(frontend).or_insert_with(|| none(frontend));
             if used > row.used_most {
-                let port = u16::from_be_bytes(port);
+                let port = port.number();
                 row.used_most = used;
                 row.used_most_towards = Some(SocketAddrV4::new(address.into(), port));
             }
@@ -172,7 +173,7 @@ impl Observer for Counting<'_> {
         self.census.outbound.add(key.protocol, state);
         let Some(protocol) = protocol_of(key.protocol) else { return };
         let frontend = (row.address, protocol);
-        let port = u16::from_be_bytes(row.port);
+        let port = row.port.number();
         let words = self.used.entry(frontend).or_insert_with(|| Box::new([0; PORT_WORDS]));
         words[usize::from(port / 64)] |= 1 << (port % 64);
         // Two flows to one destination never share a port.
@@ -220,10 +221,10 @@ mod tests {
 
     use super::*;
 
-    const VIP: Address = [203, 0, 113, 10];
-    const OTHER_VIP: Address = [203, 0, 113, 11];
-    const POD: Address = [10, 244, 1, 2];
-    const SERVER: Address = [198, 51, 100, 4];
+    const VIP: Address = Address::new(203, 0, 113, 10);
+    const OTHER_VIP: Address = Address::new(203, 0, 113, 11);
+    const POD: Address = Address::new(10, 244, 1, 2);
+    const SERVER: Address = Address::new(198, 51, 100, 4);
     const IDLE: Ticks = Ticks::from_seconds(240);
     const NOW: Ticks = Ticks::from_seconds(10_000);
     const OPEN: u16 = mark::SYN | mark::DATA | mark::ACK;
@@ -256,17 +257,17 @@ mod tests {
         };
         let mut counting = Counting::new(&settings, NOW);
         for (number, given) in flows.iter().enumerate() {
-            let inside = number.to_be_bytes()[6..].try_into().unwrap();
+            let inside = Port::new(number as u16);
             let key = FlowKey {
                 source: POD,
                 target: SERVER,
                 source_port: inside,
-                target_port: given.remote.to_be_bytes(),
+                target_port: given.remote.into(),
                 protocol: given.protocol,
                 side: Side::Egress as u8,
                 reserved: [0; 2],
             };
-            let port = given.port.to_be_bytes();
+            let port = Port::new(given.port);
             let half = |address, port, marks| Flow {
                 address,
                 port,

@@ -26,8 +26,8 @@ const RESOLUTION_HIGH: u64 = 1;
 /// A test run takes no frame that is shorter than an Ethernet header.
 const FRAME: [u8; 64] = [0; 64];
 
-/// The programs' clock stands at the last jiffy, where that was measured, and a jiffy lasts 10 ms at
-/// most: two of them and some. The one here is that far behind [`ClockId::CLOCK_MONOTONIC_COARSE`].
+/// How far this clock is behind [`ClockId::CLOCK_MONOTONIC_COARSE`]: the programs' stands at the
+/// last jiffy, where that was measured, and a jiffy lasts 10 ms at most: two of them and some.
 const BEHIND: u64 = 25_000_000;
 
 /// The moment, in nanoseconds of the monotonic clock: never ahead of what the programs read, and

@@ -492,7 +492,10 @@ mod tests {
         let mut new: FlowBytes = [0; size_of::<FlowBytes>()];
         converter(FLOWS, &from, &to).unwrap()(&old, &mut new);
         let flow = half(&new).unwrap();
-        assert_eq!((flow.address, flow.port), ([203, 0, 113, 10], [4, 0]));
+        assert_eq!(
+            (flow.address, flow.port),
+            (Address::new(203, 0, 113, 10), datapath::Port::new(1024))
+        );
         assert_eq!((flow.kind, flow.policy, flow.generation), (1, 63, words[0]));
         assert_eq!((flow.last_seen.get(), flow.marks.get()), (words[1], 0xff));
         assert_eq!((flow.idle, flow.position), (words[3], 63_999));

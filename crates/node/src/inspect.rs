@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use datapath::{
-    flow,
+    Port, flow,
     tables::{AgentSettings, Flow, MuxSettings, Ticks, mark},
 };
 use model::tables::{AgentTables, MuxTables};
@@ -276,8 +276,7 @@ impl<F: FnMut(FlowView)> Observer for Views<F> {
         }
         let (key, row) = (&half.key, &half.row);
         // For an echo the identifier is the port of the inside.
-        let end =
-            |address: Address, port| SocketAddrV4::new(address.into(), u16::from_be_bytes(port));
+        let end = |address: Address, port: Port| SocketAddrV4::new(address.into(), port.number());
         let (ours, theirs) = (row.marks.get(), peer.map_or(0, |peer| peer.marks.get()));
         (self.see)(FlowView {
             protocol: key.protocol,

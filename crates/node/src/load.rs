@@ -15,8 +15,10 @@ use thiserror::Error;
 use crate::{
     clock,
     convert::{self, Change, Shape, Wanted},
+    hold,
     maps::TableError,
     pins::{Pins, PinsError, PinsLock, Role, rename},
+    source::News,
 };
 
 /// The agent's object file.
@@ -146,6 +148,8 @@ pub struct Loaded {
     pub fresh: Vec<String>,
     /// The way from tables of another shape to these, still to be gone.
     pub change: Option<Change>,
+    /// What was found to be missing.
+    pub news: Vec<News>,
     /// Keeps other processes away.
     pub lock: PinsLock,
 }
@@ -195,7 +199,9 @@ pub fn load_object(pins: Pins, object: &[u8], sizes: &[(&str, u32)]) -> Result<L
     let lock = pins.lock().map_err(permission)?;
     pins.settle(&lock).map_err(permission)?;
     let mut tables = Vec::new();
-    for (name, needed) in tables_of(object, sizes)? {
+    let declared = tables_of(object, sizes)?;
+    let found_again = find_again(&pins, &declared);
+    for (name, needed) in declared {
         let found = convert::shape_of(&pins, &name)?;
         tables.push(Wanted { name, needed, found });
     }
@@ -203,6 +209,7 @@ pub fn load_object(pins: Pins, object: &[u8], sizes: &[(&str, u32)]) -> Result<L
         tables.iter().filter(|table| table.is_new()).map(|table| table.name.clone()).collect();
     let reused = fresh.len() < tables.len() || tables.iter().any(|table| table.found.is_some());
     let was_interrupted = pins.old().has_tables();
+    let news = missed(&pins, &tables, found_again, reused);
     let change = match reused && !fresh.is_empty() {
         true if was_interrupted => {
             let path = pins.old().map("");
@@ -233,7 +240,31 @@ pub fn load_object(pins: Pins, object: &[u8], sizes: &[(&str, u32)]) -> Result<L
         }
     }
     let (ebpf, change) = loaded?;
-    Ok(Loaded { ebpf, pins: home, reused, fresh, change, lock })
+    Ok(Loaded { ebpf, pins: home, reused, fresh, change, news, lock })
+}
+
+/// Gives back their names to tables that only the programs hold.
+fn find_again(pins: &Pins, declared: &[(String, Shape)]) -> Vec<String> {
+    // In the midst of a change of tables the programs may hold those of another shape.
+    if pins.old().has_tables() {
+        return Vec::new();
+    }
+    let names: Vec<_> = declared.iter().map(|(name, _)| &**name).collect();
+    hold::recover(pins, &names)
+}
+
+/// What is to be told of tables that should have been there.
+fn missed(pins: &Pins, tables: &[Wanted], again: Vec<String>, reused: bool) -> Vec<News> {
+    let mut news = Vec::new();
+    if !again.is_empty() {
+        news.push(News::put_back(&again));
+    }
+    for table in tables.iter().filter(|table| reused && table.found.is_none()) {
+        if convert::kept(pins.role()).contains(&&*table.name) {
+            news.push(News::table_lost(&table.name));
+        }
+    }
+    news
 }
 
 /// Whoever may not write to the BPF file system may not load programs either.

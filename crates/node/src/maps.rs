@@ -23,8 +23,8 @@ use crate::{
     raw::{self, AllowancesMemory, Batch, Cursor, Mapped, PositionsMemory, Raw},
 };
 
-/// An IPv4 address in wire order.
-pub type Address = [u8; 4];
+/// An IPv4 address.
+pub type Address = datapath::Ipv4;
 
 /// One half of a flow as bytes: its row has parts that the kernel changes while we look, so it is
 /// read by [`raw::row`] instead of copied about.
@@ -276,21 +276,21 @@ pub struct AgentMaps {
     /// Both halves of every flow.
     pub flows: Flows,
     /// Which local sources leave by which policies.
-    pub sources: Prefixes<Address, Raw<Source>>,
+    pub sources: Prefixes<Raw<Address>, Raw<Source>>,
     /// Destinations that are not translated.
-    pub private_ranges: Prefixes<Address, u32>,
+    pub private_ranges: Prefixes<Raw<Address>, u32>,
     /// How packets leave.
     pub policies: Rows<Raw<Policy>>,
     /// The node's holding.
     pub blocks: Rows<Raw<Block>>,
     /// Addresses that blocks point to.
-    pub frontends: Rows<Address>,
+    pub frontends: Rows<Raw<Address>>,
     /// VIPs of the cluster.
-    pub vips: Hash<Address, Raw<Vip>>,
+    pub vips: Hash<Raw<Address>, Raw<Vip>>,
     /// Addresses that may send wrapped packets.
-    pub muxes: Hash<Address, u32>,
+    pub muxes: Hash<Raw<Address>, u32>,
     /// Pods, nodes and muxes.
-    pub internal: Prefixes<Address, u32>,
+    pub internal: Prefixes<Raw<Address>, u32>,
     /// Who may use restricted Services.
     pub allowed_sources: Prefixes<Raw<AllowedClient<Address>>, u32>,
     /// Service ports served here.
@@ -298,9 +298,9 @@ pub struct AgentMaps {
     /// Their pods.
     pub endpoints: Rows<Raw<Endpoint<Address>>>,
     /// Whose allowances the flows of a pod use.
-    pub quotas: Hash<Address, Raw<Quota>>,
+    pub quotas: Hash<Raw<Address>, Raw<Quota>>,
     /// Who each pod's address belonged to when its flows were opened.
-    pub pods: Hash<Address, u64>,
+    pub pods: Hash<Raw<Address>, u64>,
     /// What happened.
     pub counters: Counts,
 }
@@ -422,7 +422,7 @@ pub struct MuxMaps {
     /// One row.
     pub settings: Rows<Raw<MuxSettings<Address>>>,
     /// VIPs.
-    pub vips: Hash<Address, Raw<Vip>>,
+    pub vips: Hash<Raw<Address>, Raw<Vip>>,
     /// The same, as far as each has a row to itself.
     pub near_vips: Rows<Raw<NearVip<Address>>>,
     /// (VIP, block) to node.
@@ -432,11 +432,11 @@ pub struct MuxMaps {
     /// Nodes with flows left on ports of listeners' blocks.
     pub leftovers: Hash<Raw<LeftoverKey<Address>>, u32>,
     /// All muxes.
-    pub muxes: Hash<Address, u32>,
+    pub muxes: Hash<Raw<Address>, u32>,
     /// Pods, nodes and muxes.
-    pub internal: Prefixes<Address, u32>,
+    pub internal: Prefixes<Raw<Address>, u32>,
     /// Which of them keeps which part of all datagrams.
-    pub keepers: Rows<Address>,
+    pub keepers: Rows<Raw<Address>>,
     /// Load-balancing rules.
     pub rules: Hash<Raw<RuleKey<Address>>, Raw<Rule>>,
     /// Maglev tables.

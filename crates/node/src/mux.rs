@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use aya::Ebpf;
 use datapath::{
     limits::GUE_PORT,
     tables::{MuxSettings, mux_flag},
@@ -20,13 +21,15 @@ use model::{
 use crate::{
     apply,
     attach::{self, Attached, XdpWay},
+    convert::Change,
+    hold::Held,
     journal::{self, Journal},
-    load::{self, Loaded},
+    load,
     maps::{Address, MuxMaps},
     neighbour,
     pins::{Pins, Role},
     raw::Raw,
-    source::{self, Source},
+    source::{self, News, Source},
     stop::Stop,
 };
 
@@ -114,7 +117,9 @@ pub fn run_mux(source: &mut dyn Source, config: &MuxConfig, stop: &Stop) -> Resu
         }
         if mux.is_filled && looked.is_none_or(|last| last.elapsed() >= LOOK_AFTER) {
             looked = Some(Instant::now());
-            outcome = outcome.and_then(|()| mux.look_after());
+            let found = mux.look_after();
+            mux.trouble = found.as_ref().err().map(|problem| format!("{problem:#}"));
+            outcome = outcome.and(found).and_then(|()| mux.report_news(source));
         }
         let is_due = reported.is_none_or(|last| last.elapsed() >= HEARTBEAT);
         let state = (mux.is_ready(), mux.settings.epoch, mux.settings.tag_epoch);
@@ -148,7 +153,11 @@ pub fn run_mux(source: &mut dyn Source, config: &MuxConfig, stop: &Stop) -> Resu
 
 struct Mux<'a> {
     config: &'a MuxConfig,
-    loaded: Loaded,
+    ebpf: Ebpf,
+    pins: Pins,
+    held: Held,
+    /// The way from tables of another shape, still to be gone.
+    change: Option<Change>,
     maps: MuxMaps,
     /// What the tables hold.
     present: MuxTables,
@@ -157,6 +166,10 @@ struct Mux<'a> {
     is_filled: bool,
     is_attached: bool,
     is_up: bool,
+    /// What has happened since it was last told.
+    news: Vec<News>,
+    /// What keeps the program from being looked after.
+    trouble: Option<String>,
 }
 
 impl<'a> Mux<'a> {
@@ -174,7 +187,12 @@ impl<'a> Mux<'a> {
         let is_filled = settings.address != Address::default() && !is_beside;
         let mut mux = Mux {
             config,
-            loaded,
+            held: Held::new(loaded.pins.current(), loaded.lock),
+            ebpf: loaded.ebpf,
+            pins: loaded.pins,
+            change: loaded.change,
+            news: loaded.news,
+            trouble: None,
             maps,
             present,
             settings,
@@ -212,7 +230,7 @@ impl<'a> Mux<'a> {
         self.write_settings(self.settings.gateway_mac)?;
         self.is_filled = true;
         // With other tables at work, it has time to learn the gateway first: see `look_after`.
-        if !self.is_attached && self.loaded.change.is_none() {
+        if !self.is_attached && self.change.is_none() {
             self.attach()?;
         }
         Ok(())
@@ -252,24 +270,24 @@ impl<'a> Mux<'a> {
 
     /// Puts the program to work, on tables of another shape than the one before if need be.
     fn attach(&mut self) -> Result<()> {
-        let Some(mut change) = self.loaded.change.take() else { return self.attach_program() };
+        let Some(mut change) = self.change.take() else { return self.attach_program() };
         let mut change_over = || {
             change.switch().context("cannot change tables")?;
-            self.loaded.pins = self.loaded.pins.current();
+            self.pins = self.pins.current();
             self.attach_program()?;
             Ok(change.end()?)
         };
         let outcome = change_over();
         if outcome.is_err() {
-            self.loaded.change = Some(change);
+            self.change = Some(change);
         }
         outcome
     }
 
     fn attach_program(&mut self) -> Result<()> {
-        let (config, pins) = (self.config, &self.loaded.pins);
+        let (config, pins) = (self.config, &self.pins);
         let (attached, refused) =
-            attach::attach_mux(&mut self.loaded.ebpf, pins, &config.interface, config.way)?;
+            attach::attach_mux(&mut self.ebpf, pins, &config.interface, config.way)?;
         let what = match attached {
             Attached::New => "attached to",
             Attached::Replaced => "replaced on",
@@ -289,15 +307,19 @@ impl<'a> Mux<'a> {
             ));
         }
         self.is_attached = true;
-        Ok(())
+        Ok(self.held.renew()?)
     }
 
     /// Keeps the program attached and the gateway's address true.
     fn look_after(&mut self) -> Result<()> {
         let config = self.config;
-        if self.is_attached && !attach::mux_is_attached(&self.loaded.pins, &config.interface)? {
-            journal::warn(format!("{}: the program is gone from {}", config.mux, config.interface));
+        let names = self.held.put_back().context("cannot put pins back")?;
+        if !names.is_empty() {
+            self.tell(News::put_back(&names));
+        }
+        if self.is_attached && !attach::mux_is_attached(&self.pins, &config.interface)? {
             self.attach()?;
+            self.tell(News::programs_put_back(&config.interface, true));
         }
         let Some(gateway) = self.gateway else {
             bail!(
@@ -311,10 +333,22 @@ impl<'a> Mux<'a> {
         let known = neighbour::resolved(gateway, &config.interface)?;
         // An entry that is being asked for again is no reason to forget what it was.
         self.write_settings(known.unwrap_or(self.settings.gateway_mac))?;
-        if self.loaded.change.is_some() && self.settings.gateway_mac != neighbour::Mac::default() {
+        if self.change.is_some() && self.settings.gateway_mac != neighbour::Mac::default() {
             self.attach()?;
         }
         asked.with_context(|| format!("{}: cannot ask for gateway {gateway}", config.mux))
+    }
+
+    fn tell(&mut self, news: News) {
+        journal::warn(format!("{}: {}", self.config.mux, news.message));
+        self.news.push(news);
+    }
+
+    fn report_news(&mut self, source: &mut dyn Source) -> Result<()> {
+        for news in std::mem::take(&mut self.news) {
+            source.report_news(&self.config.mux, &news).context("cannot report")?;
+        }
+        Ok(())
     }
 
     fn report(&self, source: &mut dyn Source, ready: bool, withdrawn: bool) -> Result<()> {
@@ -324,6 +358,7 @@ impl<'a> Mux<'a> {
             ready,
             withdrawn,
             tag_epoch: self.settings.tag_epoch,
+            trouble: self.trouble.clone(),
         };
         source.report_mux(&self.config.mux, &status).context("cannot report")
     }
@@ -338,7 +373,7 @@ impl<'a> Mux<'a> {
         }
         // Packets go on coming until the routes are gone.
         std::thread::sleep(self.config.withdraw_for);
-        remove(&self.loaded.pins)?;
+        remove(&self.pins)?;
         self.report(source, false, true)
     }
 }

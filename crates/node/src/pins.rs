@@ -25,6 +25,10 @@ pub const BPF_ROOT: &str = "/sys/fs/bpf";
 const PRODUCT: &str = "deguchi";
 /// Tables in use.
 const MAPS: &str = "maps";
+/// Programs in use.
+const PROGRAMS: &str = "programs";
+/// The directories of what is in use.
+const PARTS: [&str; 3] = [MAPS, PROGRAMS, "links"];
 /// Tables that are to be used.
 const NEXT: &str = "next";
 /// Tables that were in use.
@@ -136,11 +140,32 @@ impl Pins {
                 rename(&self.directory.join(NEXT), &maps)?;
             }
         }
-        for part in [MAPS, "programs", "links"] {
+        self.create_parts()
+    }
+
+    /// Makes the directories of what is in use.
+    pub fn create_parts(&self) -> Result<(), PinsError> {
+        for part in PARTS {
             let path = self.directory.join(part);
             make_directory(&path).map_err(PinsError::file(&path))?;
         }
         Ok(())
+    }
+
+    /// Whether the directories of what is in use are there.
+    pub fn has_parts(&self) -> bool {
+        PARTS.iter().all(|part| self.directory.join(part).is_dir())
+    }
+
+    /// Every pin of what is in use.
+    pub fn all(&self) -> Result<Vec<PathBuf>, PinsError> {
+        let parts = PARTS.map(|part| pinned_in(&self.directory.join(part)));
+        Ok(parts.into_iter().collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    /// Every pin of a program.
+    pub fn programs(&self) -> Result<Vec<PathBuf>, PinsError> {
+        pinned_in(&self.directory.join(PROGRAMS))
     }
 
     /// The same with tables that are to be used.
@@ -212,7 +237,7 @@ impl Pins {
 
     /// Pin of a program.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.directory.join("programs").join(file_name(name))
+        self.directory.join(PROGRAMS).join(file_name(name))
     }
 
     /// Pin of a link.
@@ -228,7 +253,7 @@ impl Pins {
                 let _ = raw::detach_pinned_link(&link.path());
             }
         }
-        for part in ["links", "programs", MAPS, NEXT, OLD] {
+        for part in ["links", PROGRAMS, MAPS, NEXT, OLD] {
             remove_directory(&self.directory.join(part))?;
         }
         remove_directory(&self.directory)?;
@@ -253,6 +278,13 @@ fn make_directory(path: &Path) -> io::Result<()> {
         }
     }
     fs::create_dir_all(path)
+}
+
+/// The pins in a directory.
+fn pinned_in(path: &Path) -> Result<Vec<PathBuf>, PinsError> {
+    let entries = fs::read_dir(path).map_err(PinsError::file(path))?;
+    let pins = entries.map(|entry| entry.map(|entry| entry.path()));
+    pins.collect::<Result<_, _>>().map_err(PinsError::file(path))
 }
 
 /// Removes a directory of pins and the pins in it. Gone already is as good.

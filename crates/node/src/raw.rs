@@ -81,7 +81,8 @@ pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
     unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes) }.map(|_| ())
 }
 
-fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+/// What is pinned there.
+pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: a plain C struct for which all zeroes is a value.
     let mut attributes = unsafe { zeroed::<bpf_attr>() };
@@ -90,6 +91,24 @@ fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let descriptor = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attributes) }?;
     // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Gives a table, program or link a name.
+pub fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a plain C struct for which all zeroes is a value.
+    let mut attributes = unsafe { zeroed::<bpf_attr>() };
+    attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attributes.__bindgen_anon_4.bpf_fd = object.as_raw_fd() as u32;
+    // SAFETY: the path ends in NUL and outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes) }.map(|_| ())
+}
+
+/// Lets this thread run before others, where that is allowed.
+pub fn hurry() {
+    const FIRST: libc::c_int = -20;
+    // SAFETY: takes numbers alone; thread 0 is this one.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, FIRST) };
 }
 
 /// Where a [`batch`] stopped.

@@ -28,6 +28,42 @@ pub trait Source {
 
     /// Tells which flows could not be opened since the last call.
     fn report_refused(&mut self, node: &str, refused: &[Refused]) -> anyhow::Result<()>;
+
+    /// Tells what happened to the machine, as an event.
+    fn report_news(&mut self, machine: &str, news: &News) -> anyhow::Result<()>;
+}
+
+/// Something that a person should hear of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// One word.
+    pub reason: &'static str,
+    /// The whole of it.
+    pub message: String,
+}
+
+impl News {
+    /// Pins were put back.
+    pub fn put_back(names: &[String]) -> News {
+        let message = format!("pins were gone and are back: {}", names.join(", "));
+        News { reason: "PinsPutBack", message }
+    }
+
+    /// Programs were put back on an interface.
+    pub fn programs_put_back(interface: &str, may_have_sent: bool) -> News {
+        let meanwhile = match may_have_sent {
+            true => "packets may have passed without them",
+            false => "no packet has passed without them",
+        };
+        let message = format!("the programs were gone from {interface} and are back: {meanwhile}");
+        News { reason: "ProgramsPutBack", message }
+    }
+
+    /// A table was found missing.
+    pub fn table_lost(table: &str) -> News {
+        let message = format!("table {table} is gone with all that it held; it begins empty");
+        News { reason: "TableLost", message }
+    }
 }
 
 /// Flows that could not be opened.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use datapath::{
-    flow,
+    Port, flow,
     limits::BLOCK_PORTS,
     positions::{Bits, Positions, SUMMARY, WORDS, fingerprint},
     protocol,
@@ -125,19 +125,19 @@ pub struct Sweep {
 }
 
 /// A destination: address, port in wire order, IP protocol.
-pub type Remote = (Address, [u8; 2], u8);
+pub type Remote = (Address, Port, u8);
 
 /// A connection that is over, and what each of its ends expects next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// The end on this node, and the number that makes it believe an RST.
-    pub inside: (Address, [u8; 2]),
+    pub inside: (Address, Port),
     /// What the other end sees.
-    pub outside: (Address, [u8; 2]),
+    pub outside: (Address, Port),
     /// The other end.
-    pub remote: (Address, [u8; 2]),
+    pub remote: (Address, Port),
     /// The same, as the end on this node sees it.
-    pub remote_inside: (Address, [u8; 2]),
+    pub remote_inside: (Address, Port),
     /// What the end on this node expects next.
     pub inside_expects: u32,
     /// What the other end expects next.
@@ -244,8 +244,8 @@ impl Sweep {
                     let key = FlowKey {
                         source: target,
                         target: vip,
-                        source_port: if is_echo { [0; 2] } else { port },
-                        target_port: held.to_be_bytes(),
+                        source_port: if is_echo { Port::NONE } else { port },
+                        target_port: held.into(),
                         protocol,
                         side: Side::Ingress as u8,
                         reserved: [0; 2],
@@ -541,7 +541,7 @@ fn block_of(port: u16) -> u16 {
 /// What the other end of a flow sees.
 fn outside(half: &Half) -> (Address, u16) {
     let (_, ingress) = half.keys();
-    (ingress.target, u16::from_be_bytes(ingress.target_port))
+    (ingress.target, ingress.target_port.number())
 }
 
 /// What stands for a flow's destination in its row of positions.

@@ -37,6 +37,15 @@ const PORTS: u16 = 128;
 /// Flows that are open from the beginning.
 const FLOWS: usize = 40;
 
+/// Ends the threads that look at it when it is dropped, by a panic too: a scope waits for them.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// A node at work with open flows.
 struct Node<'a> {
     wire: &'a Wire,
@@ -155,8 +164,9 @@ fn a_larger_flow_table_keeps_every_flow_and_no_packet_leaves_untranslated() {
             }
             seen
         });
+        let ending = Ending(&stop);
         let agent = node.start();
-        stop.store(true, Relaxed);
+        drop(ending);
         agent.end();
         (sender.join().unwrap(), receiver.join().unwrap())
     });
@@ -212,7 +222,8 @@ fn a_change_that_is_killed_anywhere_is_undone_or_ended_by_the_next_agent() {
             }
             if steps >= 2 {
                 let pins = loaded.pins.current();
-                attach::attach_agent(&mut loaded.ebpf, &pins, UPLINK, TcWay::Tcx).unwrap();
+                attach::attach_agent(&mut loaded.ebpf, &pins, UPLINK, TcWay::of_this_kernel())
+                    .unwrap();
             }
             if steps >= 3 {
                 change.merge().unwrap();
@@ -312,8 +323,8 @@ fn tables_that_the_objects_fill_are_full_before_they_are_used() {
                 thread::sleep(Duration::from_millis(5));
             }
         });
+        let _ending = Ending(&stop);
         node.start().end();
-        stop.store(true, Relaxed);
     });
     let after = node.view().counters().unwrap();
     assert!(after[&(Kind::Event, "flow_out")] > before[&(Kind::Event, "flow_out")] + 20);

@@ -30,7 +30,7 @@ use node::{
     raw::Raw,
     stop::Stop,
 };
-use wire::{UPLINK, Wire};
+use wire::{UPLINK, Wire, programs_at};
 
 /// Small tables: the tests need no more.
 const SIZES: [(&str, u32); 1] = [("flows", 4096)];
@@ -68,9 +68,10 @@ fn sum(counts: &node::maps::Counts) -> u64 {
     counters::read(counts).unwrap().values().sum()
 }
 
-fn programs_at(direction: TcAttachType) -> Vec<u32> {
-    let (_, programs) = SchedClassifier::query_tcx(UPLINK, direction).unwrap();
-    programs.iter().map(aya::programs::ProgramInfo::id).collect()
+/// Attaches as an agent does on this kernel.
+fn attach(loaded: &mut Loaded) -> Attached {
+    let way = TcWay::of_this_kernel();
+    attach::attach_agent(&mut loaded.ebpf, &loaded.pins, UPLINK, way).unwrap()
 }
 
 #[test]
@@ -81,8 +82,7 @@ fn programs_and_counters_stay_when_the_loader_goes() {
     wire.here(|| {
         let mut loaded = scope.load();
         assert!(!loaded.reused);
-        let way = attach::attach_agent(&mut loaded.ebpf, &loaded.pins, UPLINK, TcWay::Tcx);
-        assert_eq!(way.unwrap(), Attached::New);
+        assert_eq!(attach(&mut loaded), Attached::New);
     });
     wire.send(10);
     assert_eq!(scope.agent_packets(), 10);
@@ -96,7 +96,7 @@ fn a_replaced_program_leaves_no_gap() {
     const PACKETS: usize = 20_000;
     wire.here(|| {
         let mut loaded = scope.load();
-        attach::attach_agent(&mut loaded.ebpf, &loaded.pins, UPLINK, TcWay::Tcx).unwrap();
+        attach(&mut loaded);
     });
     let before = wire.here(|| programs_at(TcAttachType::Ingress));
     thread::scope(|threads| {
@@ -106,9 +106,7 @@ fn a_replaced_program_leaves_no_gap() {
             while replaced == 0 || !sender.is_finished() {
                 let mut loaded = scope.load();
                 assert!(loaded.reused);
-                let outcome =
-                    attach::attach_agent(&mut loaded.ebpf, &loaded.pins, UPLINK, TcWay::Tcx);
-                assert_eq!(outcome.unwrap(), Attached::Replaced);
+                assert_eq!(attach(&mut loaded), Attached::Replaced);
                 replaced += 1;
             }
         });
@@ -148,7 +146,7 @@ fn loader_that_waits_to_be_killed() {
     wire::enter(Path::new(&env::var("WIRE_NAMESPACE").unwrap()));
     let pins = Pins::new(&env::var("WIRE_SCOPE").unwrap(), "kill", Role::Agent);
     let mut loaded = load::load(pins, Role::Agent, &SIZES).unwrap();
-    attach::attach_agent(&mut loaded.ebpf, &loaded.pins, UPLINK, TcWay::Tcx).unwrap();
+    attach(&mut loaded);
     thread::sleep(Duration::from_secs(60));
 }
 
@@ -181,7 +179,7 @@ fn uninstalling_leaves_nothing_behind() {
     let scope = Scope::new("gone", Role::Agent);
     wire.here(|| {
         let mut loaded = scope.load();
-        attach::attach_agent(&mut loaded.ebpf, &loaded.pins, UPLINK, TcWay::Tcx).unwrap();
+        attach(&mut loaded);
         drop(loaded);
         attach::detach_agent(&scope.0, UPLINK).unwrap();
         scope.0.remove().unwrap();
@@ -206,15 +204,14 @@ fn an_interface_that_was_made_anew_gets_the_programs_again() {
     let _sink = wire.listen();
     wire.here(|| {
         let mut loaded = scope.load();
-        attach::attach_agent(&mut loaded.ebpf, &loaded.pins, UPLINK, TcWay::Tcx).unwrap();
+        attach(&mut loaded);
     });
     wire.unplug();
     wire.plug();
     wire.here(|| {
         assert!(programs_at(TcAttachType::Ingress).is_empty());
         let mut loaded = scope.load();
-        let outcome = attach::attach_agent(&mut loaded.ebpf, &loaded.pins, UPLINK, TcWay::Tcx);
-        assert_eq!(outcome.unwrap(), Attached::New);
+        assert_eq!(attach(&mut loaded), Attached::New);
         assert_eq!(programs_at(TcAttachType::Ingress).len(), 1);
     });
     wire.send(4);
@@ -273,7 +270,7 @@ fn a_mux_program_stays_is_replaced_and_goes() {
     });
     // It takes frames for itself only.
     let settings = MuxSettings {
-        address: wire::HERE.octets(),
+        address: wire::HERE.into(),
         mac: [2, 0, 0, 0, 0, 1],
         ..MuxSettings::default()
     };

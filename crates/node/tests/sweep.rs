@@ -7,6 +7,7 @@ use std::{
 };
 
 use datapath::{
+    Port,
     positions::{Bits, fingerprint, probe},
     protocol,
     tables::{
@@ -21,11 +22,11 @@ use node::{
     sweep::{ENDED_MAX, Ended, Holding, STEP_ROWS_MAX, Sweep, Usage},
 };
 
-const VIP: Address = [203, 0, 113, 10];
-const POD: Address = [10, 244, 1, 2];
+const VIP: Address = Address::new(203, 0, 113, 10);
+const POD: Address = Address::new(10, 244, 1, 2);
 const IDLE: Ticks = Ticks::from_seconds(240);
 const SETTINGS: AgentSettings<Address> = AgentSettings {
-    node: [10, 1, 0, 11],
+    node: Address::new(10, 1, 0, 11),
     gue_port: 6080,
     mss_max: 0,
     adopt_until: 0,
@@ -71,9 +72,9 @@ impl Tables {
         let generation = GENERATION.fetch_add(1, Relaxed);
         let key = FlowKey {
             source: POD,
-            target: [198, 51, 100, 4],
-            source_port: port.to_be_bytes(),
-            target_port: remote_port.to_be_bytes(),
+            target: Address::new(198, 51, 100, 4),
+            source_port: Port::new(port),
+            target_port: Port::new(remote_port),
             protocol: protocol::UDP,
             side: Side::Egress as u8,
             reserved: [0; 2],
@@ -81,9 +82,7 @@ impl Tables {
         let forward = half(VIP, port, generation, position, silent);
         let reverse = half(POD, port, generation, position, silent);
         self.flows.set(&Raw(key), &forward).unwrap();
-        self.flows
-            .set(&Raw(key.across(VIP, port.to_be_bytes(), key.target_port)), &reverse)
-            .unwrap();
+        self.flows.set(&Raw(key.across(VIP, Port::new(port), key.target_port)), &reverse).unwrap();
         key
     }
 
@@ -103,7 +102,7 @@ fn half(address: Address, port: u16, generation: u32, position: u16, silent: Tic
     let now = clock::ticks();
     let mut bytes: FlowBytes = [0; size_of::<Half>()];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-    put(offset_of!(Half, address), &address);
+    put(offset_of!(Half, address), &address.wire());
     put(offset_of!(Half, port), &port.to_be_bytes());
     put(offset_of!(Half, kind), &[FlowKind::Outbound as u8]);
     put(offset_of!(Half, generation), &generation.to_ne_bytes());
@@ -144,8 +143,8 @@ fn a_half_that_another_flow_has_taken_over_stays() {
     let mut tables = Tables::new("newer", 4096);
     let old = tables.open(443, 2048, 0, Ticks::from_seconds(300));
     // Another flow was given the port of the old one, whose forward half is still there.
-    let reverse = old.across(VIP, 2048u16.to_be_bytes(), old.target_port);
-    let newer = half([10, 244, 1, 3], 5000, 77, 0, Ticks(0));
+    let reverse = old.across(VIP, Port::new(2048), old.target_port);
+    let newer = half(Address::new(10, 244, 1, 3), 5000, 77, 0, Ticks(0));
     tables.flows.set(&Raw(reverse), &newer).unwrap();
     pass(&mut tables.sweep(), &holding(2048..2112));
     assert_eq!(tables.flows.get(&Raw(old)).unwrap(), None);
@@ -206,7 +205,7 @@ fn connect(tables: &mut Tables, port: u16, marks: u16, expects: [u32; 2]) {
     for side in [Side::Egress, Side::Ingress] {
         let udp = match side {
             Side::Egress => key,
-            Side::Ingress => key.across(VIP, port.to_be_bytes(), key.target_port),
+            Side::Ingress => key.across(VIP, Port::new(port), key.target_port),
         };
         let mut bytes = tables.flows.take(&Raw(udp)).unwrap().unwrap();
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
@@ -228,12 +227,12 @@ fn connections_that_idle_out_are_handed_over_with_the_numbers_that_their_ends_ex
     let mut sweep = tables.sweep();
     let usage = pass(&mut sweep, &holding(2048..2112));
     assert_eq!(usage.removed, 4);
-    let port = 2048u16.to_be_bytes();
+    let port = Port::new(2048);
     let expected = Ended {
         inside: (POD, port),
         outside: (VIP, port),
-        remote: ([198, 51, 100, 4], 443u16.to_be_bytes()),
-        remote_inside: ([198, 51, 100, 4], 443u16.to_be_bytes()),
+        remote: (Address::new(198, 51, 100, 4), Port::new(443)),
+        remote_inside: (Address::new(198, 51, 100, 4), Port::new(443)),
         inside_expects: 7_000,
         remote_expects: 9_000,
     };
@@ -253,7 +252,7 @@ fn whose_port_a_listener_takes_is_told_whatever_its_rule_says() {
     let usage = pass(&mut sweep, &held);
     assert_eq!(usage.removed, 2);
     let ended: Vec<_> = sweep.take_ended().iter().map(|end| end.outside.1).collect();
-    assert_eq!(ended, [2048u16.to_be_bytes()]);
+    assert_eq!(ended, [Port::new(2048)]);
 }
 
 #[test]
@@ -307,7 +306,8 @@ fn what_a_pod_has_open_is_counted_against_its_allowances() {
 #[test]
 fn a_refused_destination_gets_its_ports_back_without_a_whole_pass() {
     let mut tables = Tables::new("asked", 8192);
-    let fingerprint = fingerprint(&SETTINGS, [198, 51, 100, 4], [1, 187], protocol::UDP);
+    let fingerprint =
+        fingerprint(&SETTINGS, Address::new(198, 51, 100, 4), Port::new(443), protocol::UDP);
     let row = tables.positions.row(probe(fingerprint, 0, tables.positions.rows())).unwrap();
     assert_eq!(tables.positions.claim(&row.fingerprint, fingerprint), fingerprint);
     for port in 2048u16..2112 {
@@ -322,7 +322,7 @@ fn a_refused_destination_gets_its_ports_back_without_a_whole_pass() {
     }
     let mut sweep = tables.sweep();
     let held = holding(2048..2112);
-    sweep.ask(([198, 51, 100, 4], [1, 187], protocol::UDP));
+    sweep.ask((Address::new(198, 51, 100, 4), Port::new(443), protocol::UDP));
     sweep.answer(&SETTINGS, &held).unwrap();
     assert_eq!(tables.rows(), 2 * (63 + 64));
     assert_eq!(tables.positions.row(row).unwrap().taken(), 63);

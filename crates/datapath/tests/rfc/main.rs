@@ -36,8 +36,8 @@ const WORDS: &[(&str, &str)] = &[
     ("client", "192.0.2.50"),
     ("hop", "192.0.2.1"),
 ];
-const VIP: Address = [203, 0, 113, 1];
-const VIP2: Address = [203, 0, 113, 2];
+const VIP: Address = Address::new(203, 0, 113, 1);
+const VIP2: Address = Address::new(203, 0, 113, 2);
 
 /// Eight more ports, of a second address.
 const TWO_ADDRESSES: &[&str] = &[

@@ -3,7 +3,7 @@
 use std::{cell::Cell, collections::BTreeSet};
 
 use datapath::{
-    V4,
+    Ipv4, V4,
     agent::AgentTables,
     flow::{self, ALONE, LEAP_MAX, UNACKNOWLEDGED_MAX},
     packet::{ETHERNET, Headers, ipv4},
@@ -30,7 +30,7 @@ fn tcp(words: &str) -> Headers<V4> {
     headers(&format!("ip pod > server tcp 40000 > 443 {words}"))
 }
 
-fn half(marks: u16, sequence: u32, acknowledgement: u32) -> Flow<[u8; 4]> {
+fn half(marks: u16, sequence: u32, acknowledgement: u32) -> Flow<Ipv4> {
     Flow {
         marks: Cell::new(marks),
         sequence: Cell::new(sequence),
@@ -40,7 +40,7 @@ fn half(marks: u16, sequence: u32, acknowledgement: u32) -> Flow<[u8; 4]> {
 }
 
 /// What a half holds after a packet.
-fn after(half: &Flow<[u8; 4]>, packet: &str) -> (u16, u32, u32) {
+fn after(half: &Flow<Ipv4>, packet: &str) -> (u16, u32, u32) {
     flow::see(half, &tcp(packet), Ticks(9), true);
     (half.marks.get(), half.sequence.get(), half.acknowledgement.get())
 }
@@ -192,8 +192,8 @@ fn an_rst_may_answer_a_syn() {
     }
 }
 
-const SETTINGS: AgentSettings<[u8; 4]> = AgentSettings {
-    node: [0; 4],
+const SETTINGS: AgentSettings<Ipv4> = AgentSettings {
+    node: Ipv4::NONE,
     gue_port: 6080,
     mss_max: 0,
     adopt_until: 0,
@@ -271,7 +271,7 @@ fn a_half_without_its_peer_is_over_after_two_seconds() {
 }
 
 /// A half with an idle time that saw its last packet at a time.
-fn seen(marks: u16, idle: u32, last_seen: u32, generation: u32) -> Flow<[u8; 4]> {
+fn seen(marks: u16, idle: u32, last_seen: u32, generation: u32) -> Flow<Ipv4> {
     Flow { idle, last_seen: Cell::new(last_seen), generation, ..half(marks, 0, 0) }
 }
 

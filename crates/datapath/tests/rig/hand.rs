@@ -3,7 +3,7 @@
 //! can disagree with them.
 
 use datapath::{
-    Event, V4,
+    Event, Ipv4, Port, V4,
     icmp::ErrorRewrite,
     verdict::{Change, Cover, Rewrite},
 };
@@ -21,14 +21,16 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
         put(frame, segment.at, segment.size);
         count(Event::MssLowered);
     }
-    let Change { old, new } = rewrite.address;
+    let address = in_wire_order(rewrite.address, Ipv4::wire);
+    let port = in_wire_order(rewrite.port, Port::wire);
+    let Change { old, new } = address;
     if matches!(at.cover, Cover::PseudoHeader | Cover::PseudoHeaderOrNone) {
         sum(frame, l4, &old, &new, none_is_zero);
     }
     if at.cover != Cover::Nothing && at.port != 0 {
-        sum(frame, l4, &rewrite.port.old, &rewrite.port.new, none_is_zero);
+        sum(frame, l4, &port.old, &port.new, none_is_zero);
     }
-    let far = rewrite.far_port;
+    let far = in_wire_order(rewrite.far_port, Port::wire);
     if far.old != far.new {
         if at.cover != Cover::Nothing {
             sum(frame, l4, &far.old, &far.new, none_is_zero);
@@ -36,9 +38,9 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
         put(frame, at.far_port, far);
     }
     sum(frame, at.ip_checksum as usize, &old, &new, false);
-    put(frame, at.address, rewrite.address);
+    put(frame, at.address, address);
     if at.port != 0 {
-        put(frame, at.port, rewrite.port);
+        put(frame, at.port, port);
     }
 }
 
@@ -47,13 +49,18 @@ pub fn rewrite_error(frame: &mut Vec<u8>, rewrite: &ErrorRewrite) {
     if rewrite.unwrap {
         frame.drain(14..14 + 20 + 8 + 16);
     }
-    let Change { old, new } = rewrite.address;
+    let address = in_wire_order(rewrite.address, Ipv4::wire);
+    let Change { old, new } = address;
     sum(frame, rewrite.ip_checksum_at as usize, &old, &new, false);
-    put(frame, rewrite.address_at, rewrite.address);
+    put(frame, rewrite.address_at, address);
     for word in rewrite.words.iter().filter(|word| word.at != 0) {
         let at = word.at as usize;
         frame[at..at + 2].copy_from_slice(&word.new);
     }
+}
+
+fn in_wire_order<T, const N: usize>(change: Change<T>, wire: fn(T) -> [u8; N]) -> Change<[u8; N]> {
+    Change { old: wire(change.old), new: wire(change.new) }
 }
 
 /// Puts new bytes where the old ones must stand.

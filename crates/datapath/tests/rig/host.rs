@@ -6,7 +6,7 @@ use std::{
 };
 
 use datapath::{
-    Event, V4,
+    Event, Port, V4,
     agent::{AgentTables, NotInserted, Step},
     count::COUNTERS,
     gue::OUTER,
@@ -357,7 +357,7 @@ impl AgentTables<V4> for Rows {
 
     fn endpoint(&self, index: u32) -> Option<&Endpoint<Address>> {
         static NEVER_WRITTEN: Endpoint<Address> =
-            Endpoint { address: [0; 4], port: [0; 2], reserved: [0; 2] };
+            Endpoint { address: Address::NONE, port: Port::NONE, reserved: [0; 2] };
         let there = index < datapath::limits::ENDPOINTS_MAX;
         there.then(|| self.given.endpoints.get(&index).unwrap_or(&NEVER_WRITTEN))
     }
@@ -401,7 +401,7 @@ impl MuxTables for Rows {
     }
 
     fn near_vip(&self, row: u32) -> Option<&NearVip<Address>> {
-        static EMPTY: NearVip<Address> = NearVip { address: [0; 4], number: 0, whole: 0 };
+        static EMPTY: NearVip<Address> = NearVip { address: Address::NONE, number: 0, whole: 0 };
         let there = row < datapath::limits::NEAR_VIPS_ROWS;
         there.then(|| self.near_vips.get(&row).unwrap_or(&EMPTY))
     }
@@ -416,7 +416,7 @@ impl MuxTables for Rows {
     }
 
     fn node(&self, index: u32) -> Option<&Node<Address>> {
-        static NEVER_WRITTEN: Node<Address> = Node { address: [0; 4], present: 0 };
+        static NEVER_WRITTEN: Node<Address> = Node { address: Address::NONE, present: 0 };
         let there = index < datapath::limits::NODES_MAX;
         there.then(|| self.given.nodes.get(&index).unwrap_or(&NEVER_WRITTEN))
     }
@@ -448,7 +448,7 @@ impl MuxTables for Rows {
 
     fn keeper(&self, row: u32) -> Option<&Address> {
         let there = row < datapath::limits::KEEPERS_ROWS;
-        there.then(|| self.given.keepers.get(&row).unwrap_or(&[0; 4]))
+        there.then(|| self.given.keepers.get(&row).unwrap_or(&Address::NONE))
     }
 
     fn fragment(&self, key: &FragmentKey<Address>) -> Option<&Fragment<Address>> {

@@ -14,7 +14,7 @@ pub mod tables;
 use std::collections::BTreeMap;
 
 use datapath::{
-    Drop, Event, Pass,
+    Drop, Event, Pass, Port,
     count::COUNTERS,
     notice::Notice,
     tables::{Flow, FlowKey, FlowKind},
@@ -77,7 +77,7 @@ pub trait Machine {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowRow {
     pub address: Address,
-    pub port: [u8; 2],
+    pub port: Port,
     pub kind: u8,
     pub policy: u8,
     pub marks: u16,
@@ -91,7 +91,7 @@ impl FlowRow {
     /// The key of the other half of the flow whose half this is, at `key`.
     pub fn peer(&self, key: &FlowKey<Address>) -> FlowKey<Address> {
         let is_moved = self.kind == FlowKind::Moved as u8;
-        let far = if is_moved { self.position.to_be_bytes() } else { key.far_port() };
+        let far = if is_moved { Port::new(self.position) } else { key.far_port() };
         key.across(self.address, self.port, far)
     }
 

@@ -1,6 +1,7 @@
 //! Random traffic from a seed: flows from inside, their replies, connections to Services, errors,
 //! and what mutation makes of them. What came out is remembered, so that answers can be made.
 
+use datapath::Ipv4;
 use std::{
     fmt::Write,
     hash::{BuildHasher, Hasher, RandomState},
@@ -224,12 +225,12 @@ impl Traffic {
             return self.inbound();
         }
         let known = self.outside[self.dice.random_range(0..self.outside.len())];
-        let (ours, theirs) = (dotted(known.source), dotted(known.target));
+        let (ours, theirs) = (known.source, known.target);
         let header = self.header();
         if self.dice.random_ratio(1, 6) {
             let quoted = self.transport(known.protocol, known.source_port, known.target_port, true);
             let cut = self.one_of(&["", "first 28", "first 40", "first 27"]);
-            let from = if self.dice.random() { theirs.clone() } else { "192.0.2.1".into() };
+            let from = if self.dice.random() { theirs } else { Ipv4::new(192, 0, 2, 1) };
             let kind =
                 self.one_of(&["3 1 00000000", "3 4 00000500", "11 0 00000000", "12 0 14000000"]);
             return format!(
@@ -264,7 +265,7 @@ impl Traffic {
             return self.outbound();
         }
         let known = self.inside[self.dice.random_range(0..self.inside.len())];
-        let (ours, theirs) = (dotted(known.target), dotted(known.source));
+        let (ours, theirs) = (known.target, known.source);
         if self.dice.random_ratio(1, 6) {
             let quoted =
                 self.transport(known.protocol, known.source_port, known.target_port, false);
@@ -331,10 +332,6 @@ pub fn arbitrary(dice: &mut StdRng) -> Vec<u8> {
     frame
 }
 
-fn dotted(address: [u8; 4]) -> String {
-    std::net::Ipv4Addr::from(address).to_string()
-}
-
 const TABLES: &str = "\
 agent node=10.0.0.11 mss=1416 flow-entries=301 flag=quotas flag=check-tags
 source 10.244.1.0/24 tcp=0 udp=0 icmp=0 other=0
@@ -373,7 +370,8 @@ endpoint 0 10.244.1.5:8080
 endpoint 1 10.244.1.6:8080
 endpoint 2 10.244.1.7:8080
 endpoint 3 10.244.1.6:5353
-mux address=10.0.0.2 mtu=1600 mac=02:00:00:00:00:02 gateway=02:00:00:00:00:01 flag=tag flag=check-tags
+mux address=10.0.0.2 mtu=1600 mac=02:00:00:00:00:02 gateway=02:00:00:00:00:01 \
+flag=tag flag=check-tags
 internal 10.244.0.0/16
 internal 192.0.2.53/32
 vip 203.0.113.1 3

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use datapath::Port;
 use datapath::tables::{FlowKey, FlowKind, Side};
 
 use super::{
@@ -131,8 +132,8 @@ fn own(
     let key = FlowKey {
         source: before.source,
         target: before.target,
-        source_port: before.source_port.to_be_bytes(),
-        target_port: before.target_port.to_be_bytes(),
+        source_port: Port::new(before.source_port),
+        target_port: Port::new(before.target_port),
         protocol: before.protocol,
         side: Side::Egress as u8,
         reserved: [0; 2],
@@ -140,8 +141,8 @@ fn own(
     let back = FlowKey {
         source: outside.target,
         target: outside.source,
-        source_port: outside.target_port.to_be_bytes(),
-        target_port: outside.source_port.to_be_bytes(),
+        source_port: Port::new(outside.target_port),
+        target_port: Port::new(outside.source_port),
         side: Side::Ingress as u8,
         ..key
     };

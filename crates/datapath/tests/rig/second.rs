@@ -27,9 +27,9 @@ pub fn check(frame: &[u8]) -> Result<Tuple, String> {
     let mut payload = ip.payload().payload;
     let mut tuple = Tuple {
         protocol: header.protocol().0,
-        source: header.source(),
+        source: Address::from_wire(header.source()),
         source_port: 0,
-        target: header.destination(),
+        target: Address::from_wire(header.destination()),
         target_port: 0,
     };
     // A datagram may end before its packet does.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use datapath::{
+    Port,
     limits::{BLOCK_PORTS, BLOCKS_MAX, FLOW_ENTRIES_DEFAULT, VIPS_MAX},
     positions::WORDS,
     tables::*,
@@ -12,7 +13,7 @@ use datapath::{
 use super::frame::{TAG_KEYS, mac};
 
 /// An IPv4 address.
-pub type Address = [u8; 4];
+pub type Address = datapath::Ipv4;
 /// A prefix: its length, then its address.
 pub type Prefix = (u8, Address);
 
@@ -348,7 +349,7 @@ impl Tables {
         let (low, high) = words.range()?;
         let node = words.number()?;
         for start in (low..=high).step_by(BLOCK_PORTS as usize) {
-            let key = LeftoverKey { vip, start: start.to_be_bytes(), reserved: [0; 2] };
+            let key = LeftoverKey { vip, start: Port::new(start), reserved: [0; 2] };
             self.leftovers.insert(key, node);
         }
         Ok(())
@@ -372,7 +373,7 @@ impl Tables {
         for byte in 0..=u8::MAX {
             let is_inside = |(length, network): &Prefix| {
                 let bits = u32::from(*length).min(8);
-                bits == 0 || (network[0] ^ byte) >> (8 - bits) == 0
+                bits == 0 || (network.wire()[0] ^ byte) >> (8 - bits) == 0
             };
             if self.internal.iter().any(is_inside) {
                 set.0[usize::from(byte) / 64] |= 1 << (byte % 64);
@@ -412,8 +413,8 @@ impl Tables {
 
 /// Whether a prefix covers an address.
 pub fn covers(prefix: &Prefix, address: &Address) -> bool {
-    let (length, network) = (prefix.0 as u32, u32::from_be_bytes(prefix.1));
-    let differing = network ^ u32::from_be_bytes(*address);
+    let (length, network) = (prefix.0 as u32, prefix.1.number());
+    let differing = network ^ address.number();
     length == 0 || differing >> (32 - length) == 0
 }
 
@@ -473,7 +474,7 @@ impl<'a> Words<'a> {
     }
 
     /// `ADDRESS:PORT`.
-    fn socket(&mut self) -> Result<(Address, [u8; 2]), String> {
+    fn socket(&mut self) -> Result<(Address, Port), String> {
         socket(self.next()?)
     }
 
@@ -528,12 +529,12 @@ impl<'a> Words<'a> {
 
 fn address(word: &str) -> Result<Address, String> {
     word.parse::<std::net::Ipv4Addr>()
-        .map(|address| address.octets())
+        .map(Address::from)
         .map_err(|_| format!("{word}: not an address"))
 }
 
-fn socket(word: &str) -> Result<(Address, [u8; 2]), String> {
+fn socket(word: &str) -> Result<(Address, Port), String> {
     let (host, port) = word.split_once(':').ok_or(format!("{word}: not address:port"))?;
     let port: u16 = port.parse().map_err(|_| format!("{word}: not address:port"))?;
-    Ok((address(host)?, port.to_be_bytes()))
+    Ok((address(host)?, Port::new(port)))
 }

@@ -65,7 +65,7 @@ fn hosts() -> Result<Hosts> {
     hosts.connect(1600, ends)?;
     hosts.connect(1600, [("node", "n0", None), ("router", "node", None)])?;
     hosts.connect(1500, [("pod", "p0", None), ("node", "pod", None)])?;
-    let [a, b, c, d] = VIP;
+    let [a, b, c, d] = VIP.wire();
     for (host, lines) in [
         (
             "server",
@@ -124,7 +124,7 @@ impl Programs {
         let mut stub = Object::load(::node::load::BENCH_OBJECT)?;
         let mut mux = worlds::mux_of_one(::node::load::MUX_OBJECT)?;
         let mut agent = Object::load(::node::load::AGENT_OBJECT)?;
-        worlds::fill_agent(&mut agent, VIP, (POD.octets(), 24))?;
+        worlds::fill_agent(&mut agent, VIP, (POD.into(), 24))?;
         attach_xdp(hosts, "router", "mux", &mut stub, "xdp_empty")?;
         attach_xdp(hosts, "mux", "m0", &mut mux, "mux")?;
         namespace::within(&hosts.of("node"), || {

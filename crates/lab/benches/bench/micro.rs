@@ -306,7 +306,7 @@ impl Rig {
         for flow in NEW_FIRST..NEW_FIRST + count {
             let key = worlds::key(&traffic, flow);
             let bytes = flows.get(&Raw(key), 0)?;
-            if let Some(half) = raw::row::<datapath::tables::Flow<[u8; 4]>>(&bytes) {
+            if let Some(half) = raw::row::<datapath::tables::Flow<datapath::Ipv4>>(&bytes) {
                 flows.remove(&Raw(key.peer(&half)))?;
             }
             flows.remove(&Raw(key))?;

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::plan::{Plan, Sink, WRAPPED};
 
 /// An IPv4 address in wire order.
-pub type Address = [u8; 4];
+pub type Address = datapath::Ipv4;
 
 /// Bytes of half a flow: its row has parts that the kernel changes, so it is kept as bytes.
 pub type FlowBytes = [u8; size_of::<Flow<Address>>()];
@@ -160,7 +160,7 @@ impl Object {
         row: V,
     ) -> Result<()> {
         let map = self.ebpf.map_mut(table).with_context(|| format!("no table {table}"))?;
-        Ok(LpmTrie::try_from(map)?.insert(&lpm_trie::Key::new(length, address), row, 0)?)
+        Ok(LpmTrie::try_from(map)?.insert(&lpm_trie::Key::new(length, Raw(address)), row, 0)?)
     }
 
     /// A hash table of flows.

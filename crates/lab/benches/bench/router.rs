@@ -5,6 +5,7 @@
 //! up to the sink at the server's side. Modes take turns in every round, and only ratios of the
 //! same round are compared.
 
+use datapath::Ipv4;
 use std::fs;
 use std::thread::sleep;
 use std::time::Duration;
@@ -55,9 +56,9 @@ const CONNTRACK_FILE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0x0a, 1];
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0x0a, 2];
 /// The router's address towards the server.
-const UPLINK: [u8; 4] = [10, 9, 0, 1];
+const UPLINK: Ipv4 = Ipv4::new(10, 9, 0, 1);
 /// Where the clients are.
-const CLIENTS: [u8; 4] = [10, 244, 0, 0];
+const CLIENTS: Ipv4 = Ipv4::new(10, 244, 0, 0);
 
 /// How the router treats packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -94,7 +95,7 @@ impl Mode {
                 "type filter hook forward priority 0; ct state invalid drop".into()
             }
             Mode::Snat => {
-                let [a, b, c, d] = VIP;
+                let [a, b, c, d] = VIP.wire();
                 format!(
                     "type nat hook postrouting priority 100; \
                      oifname \"r1\" meta l4proto udp snat to {a}.{b}.{c}.{d}:1024-65535"
@@ -114,7 +115,7 @@ impl Mode {
             Mode::Masquerade => (u32::MAX, UPLINK),
             Mode::Snat | Mode::Ours | Mode::OursConntrack => (u32::MAX, VIP),
         };
-        let source = u32::from_be_bytes(source);
+        let source = source.number();
         Sink { mask, source, verify: verify.into(), ..Sink::default() }
     }
 

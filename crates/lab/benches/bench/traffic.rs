@@ -2,6 +2,7 @@
 //! the kernel programs that make frames.
 
 use crate::plan::{FRAME, Field, Plan, WRAPPED};
+use crate::programs::Address;
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
@@ -33,16 +34,16 @@ pub struct Traffic {
     /// Destination and source of the frame.
     pub macs: [[u8; 6]; 2],
     /// Wrapped by a mux with this address for a node with that one.
-    pub wrapped: Option<[[u8; 4]; 2]>,
+    pub wrapped: Option<[Address; 2]>,
 }
 
 /// A tuple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuple {
     /// Source address.
-    pub source: [u8; 4],
+    pub source: Address,
     /// Destination address.
-    pub target: [u8; 4],
+    pub target: Address,
     /// Source port.
     pub source_port: u16,
     /// Destination port.
@@ -54,8 +55,8 @@ impl Traffic {
     pub fn tuple(&self, flow: u32) -> Tuple {
         let [source, target, source_port, target_port] = self.fields.map(|field| field.of(flow));
         Tuple {
-            source: source.to_be_bytes(),
-            target: target.to_be_bytes(),
+            source: Address::from_number(source),
+            target: Address::from_number(target),
             source_port: source_port as u16,
             target_port: target_port as u16,
         }
@@ -100,8 +101,8 @@ impl Traffic {
         };
         frame.resize(start + inner - IPV4, 0xa5);
         let sum = checksum(&[
-            &tuple.source,
-            &tuple.target,
+            &tuple.source.wire(),
+            &tuple.target.wire(),
             &[0, protocol],
             &((inner - IPV4) as u16).to_be_bytes(),
             &frame[start..],
@@ -116,7 +117,8 @@ impl Traffic {
         let shift = if self.wrapped.is_some() { OVERHEAD } else { 0 };
         let ip = ETHERNET + shift;
         // With a tuple of zeroes the checksums are the complements of all that does not change.
-        let nobody = Tuple { source: [0; 4], target: [0; 4], source_port: 0, target_port: 0 };
+        let nobody =
+            Tuple { source: Address::NONE, target: Address::NONE, source_port: 0, target_port: 0 };
         let blank = self.frame_of(&nobody);
         let l4_checksum = ip + IPV4 + if self.tcp.is_some() { 16 } else { 6 };
         let word = |at: usize| u32::from(!u16::from_be_bytes([blank[at], blank[at + 1]]));
@@ -137,10 +139,10 @@ impl Traffic {
     }
 }
 
-fn ipv4(total: usize, protocol: u8, source: [u8; 4], target: [u8; 4]) -> [u8; IPV4] {
+fn ipv4(total: usize, protocol: u8, source: Address, target: Address) -> [u8; IPV4] {
     let [t0, t1] = (total as u16).to_be_bytes();
-    let [a, b, c, d] = source;
-    let [e, f, g, h] = target;
+    let [a, b, c, d] = source.wire();
+    let [e, f, g, h] = target.wire();
     let mut header = [0x45, 0, t0, t1, 0, 0, 0x40, 0, 64, protocol, 0, 0, a, b, c, d, e, f, g, h];
     let sum = checksum(&[&header]).to_be_bytes();
     header[10..12].copy_from_slice(&sum);

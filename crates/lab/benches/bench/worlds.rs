@@ -6,6 +6,7 @@ use std::time::Duration;
 use ::node::raw::Raw;
 use ::node::sweep::Holding;
 use anyhow::{Result, ensure};
+use datapath::Port;
 use datapath::limits::{BLOCKS_MAX, FLOW_ENTRIES_DEFAULT, GUE_PORT, SNAT_PORT_MIN};
 use datapath::tables::{
     AgentSettings, Block, Flow, FlowKey, FlowKind, MuxSettings, NearVip, Node, Owners, Policy,
@@ -18,11 +19,11 @@ use crate::programs::{Address, Object, flow_bytes};
 use crate::traffic::{Traffic, counted, fixed};
 
 /// The VIP.
-pub const VIP: Address = [203, 0, 113, 10];
+pub const VIP: Address = Address::new(203, 0, 113, 10);
 /// The node.
-pub const NODE: Address = [10, 1, 0, 11];
+pub const NODE: Address = Address::new(10, 1, 0, 11);
 /// The mux.
-pub const MUX: Address = [10, 2, 1, 2];
+pub const MUX: Address = Address::new(10, 2, 1, 2);
 /// The mux's and its gateway's link-layer addresses.
 pub const MUX_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
 /// The gateway of the mux.
@@ -32,10 +33,10 @@ const OWN_MAC: [u8; 6] = [0; 6];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
 
 /// The first pod, and how many there are.
-const POD: Address = [10, 244, 0, 1];
+const POD: Address = Address::new(10, 244, 0, 1);
 const PODS: u32 = 64;
 /// The first of 1,024 servers on the Internet.
-const SERVER: Address = [198, 18, 0, 0];
+const SERVER: Address = Address::new(198, 18, 0, 0);
 const SERVER_PORT: u32 = 443;
 const POD_PORT: u32 = 20_000;
 /// A half hour.
@@ -45,16 +46,12 @@ const NODES: u32 = 64;
 /// Entries of the Maglev table: what 655 nodes would have.
 const MAGLEV: u32 = 65_521;
 
-const fn number(address: Address) -> u32 {
-    u32::from_be_bytes(address)
-}
-
 /// What pods send: flow 0 to 65,535 differ in pod and server, more of them in the pod's port.
 pub fn outbound(flags: u8) -> Traffic {
     Traffic {
         fields: [
-            counted(number(POD), 0, PODS - 1),
-            counted(number(SERVER), 6, 1023),
+            counted(POD.number(), 0, PODS - 1),
+            counted(SERVER.number(), 6, 1023),
             counted(POD_PORT, 16, 0x3fff),
             fixed(SERVER_PORT),
         ],
@@ -79,10 +76,10 @@ pub fn to_servers(servers: u32, second: bool) -> Traffic {
     let shift = servers.trailing_zeros();
     let mut traffic = outbound(crate::traffic::SYN);
     let pod = if second { OTHER_POD } else { POD };
-    let server = [198, 19, u8::from(second), 0];
+    let server = Address::new(198, 19, second.into(), 0);
     traffic.fields = [
-        counted(number(pod), shift, PODS - 1),
-        counted(number(server), 0, servers - 1),
+        counted(pod.number(), shift, PODS - 1),
+        counted(server.number(), 0, servers - 1),
         counted(POD_PORT, shift + PODS.trailing_zeros(), 0x3fff),
         fixed(SERVER_PORT),
     ];
@@ -93,8 +90,8 @@ pub fn to_servers(servers: u32, second: bool) -> Traffic {
 pub fn replies(flags: u8) -> Traffic {
     Traffic {
         fields: [
-            counted(number(SERVER), 6, 1023),
-            fixed(number(VIP)),
+            counted(SERVER.number(), 6, 1023),
+            fixed(VIP.number()),
             WIDE_SERVER_PORT,
             counted(SNAT_PORT_MIN as u32, 0, 0x7fff),
         ],
@@ -108,8 +105,8 @@ pub fn replies(flags: u8) -> Traffic {
 pub fn to_ports() -> Traffic {
     Traffic {
         fields: [
-            counted(number(SERVER), 6, 1023),
-            fixed(number(VIP)),
+            counted(SERVER.number(), 6, 1023),
+            fixed(VIP.number()),
             fixed(SERVER_PORT),
             counted(0, 0, 0xffff),
         ],
@@ -123,8 +120,8 @@ pub fn to_ports() -> Traffic {
 pub fn to_service() -> Traffic {
     Traffic {
         fields: [
-            counted(number(SERVER), 0, 1023),
-            fixed(number(SERVICE_VIP)),
+            counted(SERVER.number(), 0, 1023),
+            fixed(SERVICE_VIP.number()),
             counted(POD_PORT, 10, 0x3fff),
             fixed(80),
         ],
@@ -135,7 +132,7 @@ pub fn to_service() -> Traffic {
 }
 
 /// The VIP of the Service.
-pub const SERVICE_VIP: Address = [203, 0, 113, 20];
+pub const SERVICE_VIP: Address = Address::new(203, 0, 113, 20);
 
 /// Flows of [`outbound_wide`] that can be open at once: tuples with another server, port of it or
 /// translated port.
@@ -157,8 +154,8 @@ pub fn key(traffic: &Traffic, flow: u32) -> FlowKey<Address> {
     FlowKey {
         source: tuple.source,
         target: tuple.target,
-        source_port: tuple.source_port.to_be_bytes(),
-        target_port: tuple.target_port.to_be_bytes(),
+        source_port: Port::new(tuple.source_port),
+        target_port: Port::new(tuple.target_port),
         protocol: if traffic.tcp.is_some() { 6 } else { 17 },
         side: Side::Egress as u8,
         reserved: [0; 2],
@@ -192,14 +189,14 @@ pub fn datagrams() -> Traffic {
 /// Datagrams of pods whose flows are over soon.
 pub fn hasty() -> Traffic {
     let mut traffic = datagrams();
-    traffic.fields[0].base = number(OTHER_POD);
+    traffic.fields[0].base = OTHER_POD.number();
     // Servers of their own: a port whose flow is over is given to the next one.
-    traffic.fields[1].base = number([198, 19, 0, 0]);
+    traffic.fields[1].base = Address::new(198, 19, 0, 0).number();
     traffic
 }
 
 /// The first pod of those that the second policy is for.
-const OTHER_POD: Address = [10, 244, 1, 1];
+const OTHER_POD: Address = Address::new(10, 244, 1, 1);
 /// How long their flows may be idle.
 const HASTE: Ticks = Ticks::from_seconds(1);
 /// When they are over: whether a flow is, is not asked any earlier.
@@ -241,9 +238,9 @@ pub fn policy() -> Policy {
 /// Fills an agent's tables for a node that holds all ports of `vip`, and whose pods are `pods`.
 pub fn fill_agent(agent: &mut Object, vip: Address, pods: (Address, u32)) -> Result<()> {
     agent.set("settings", 0, Raw(settings()))?;
-    agent.set("frontends", 0, vip)?;
-    agent.insert("vips", vip, Raw(Vip { index: 0, whole: 0 }))?;
-    agent.insert("muxes", MUX, 1u32)?;
+    agent.set("frontends", 0, Raw(vip))?;
+    agent.insert("vips", Raw(vip), Raw(Vip { index: 0, whole: 0 }))?;
+    agent.insert("muxes", Raw(MUX), 1u32)?;
     for index in 0..BLOCKS_MAX {
         let start = SNAT_PORT_MIN + (index * 8) as u16;
         let flags = block_flag::USABLE;
@@ -263,7 +260,7 @@ pub fn agent(object: &[u8], flows: u32) -> Result<Object> {
     let mut table = agent.flows("flows")?;
     for flow in Random::new(2).order(flows) {
         let key = key(&traffic, flow);
-        let port = translated_port(flow).to_be_bytes();
+        let port = Port::new(translated_port(flow));
         let half = |address, port| {
             flow_bytes(Flow {
                 address,
@@ -295,7 +292,7 @@ pub fn fill_bare(bench: &mut Object, flows: u32) -> Result<()> {
     let mut table = bench.flows("bare_flows")?;
     for flow in Random::new(2).order(flows) {
         let key = key(&traffic, flow);
-        let port = translated_port(flow).to_be_bytes();
+        let port = Port::new(translated_port(flow));
         let row = flow_bytes(Flow { kind: 1, address: VIP, port, ..Flow::default() });
         table.insert(Raw(key.across(VIP, port, key.target_port)), row, 0)?;
         table.insert(Raw(key), row, 0)?;
@@ -309,7 +306,7 @@ pub fn fill_bare(bench: &mut Object, flows: u32) -> Result<()> {
 
 /// The address of a node behind the mux.
 pub fn node_address(index: u32) -> Address {
-    [10, 1, 0, index as u8]
+    Address::new(10, 1, 0, index as u8)
 }
 
 /// The node that owns a port of [`VIP`].
@@ -320,7 +317,7 @@ pub fn owner_of(port: u16) -> u32 {
 /// A mux that sends all replies to [`NODE`].
 pub fn mux_of_one(object: &[u8]) -> Result<Object> {
     let mut mux = mux(object)?;
-    let index = NODE[3];
+    let index = NODE.wire()[3];
     for row in 0..owner::ROWS_PER_VIP {
         mux.set("owners", row, Raw(Owners([index.into(); 4])))?;
     }
@@ -349,7 +346,7 @@ pub fn mux(object: &[u8]) -> Result<Object> {
     }
     for (index, address) in (0..).zip([VIP, SERVICE_VIP]) {
         let vip = Vip { index, whole: 0 };
-        mux.insert("vips", address, Raw(vip))?;
+        mux.insert("vips", Raw(address), Raw(vip))?;
         mux.set("near_vips", NearVip::row(address), Raw(NearVip::new(address, vip)))?;
     }
     for row in 0..owner::ROWS_PER_VIP {
@@ -359,7 +356,7 @@ pub fn mux(object: &[u8]) -> Result<Object> {
     let listener = Owners([owner::NONE, owner::NONE, owner::RULES, owner::NONE]);
     mux.set("owners", owner::ROWS_PER_VIP + 2, Raw(listener))?;
     let rule = Rule { id: 1, flags: 0, maglev_first: 0, maglev_count: MAGLEV };
-    let key = RuleKey { vip: SERVICE_VIP, port: 80u16.to_be_bytes(), protocol: 6, reserved: 0 };
+    let key = RuleKey { vip: SERVICE_VIP, port: Port::new(80), protocol: 6, reserved: 0 };
     mux.insert("rules", Raw(key), Raw(rule))?;
     let mut random = Random::new(3);
     for row in 0..MAGLEV.div_ceil(4) {

@@ -65,19 +65,19 @@ struct Agent {
     flow_entries: u32,
     settings: Array<MapData, Raw<AgentSettings<Address>>>,
     flows: HashMap<MapData, Raw<FlowKey<Address>>, FlowBytes>,
-    sources: LpmTrie<MapData, Address, Raw<Source>>,
-    private: LpmTrie<MapData, Address, u32>,
+    sources: LpmTrie<MapData, Raw<Address>, Raw<Source>>,
+    private: LpmTrie<MapData, Raw<Address>, u32>,
     policies: Array<MapData, Raw<Policy>>,
     blocks: Array<MapData, Raw<Block>>,
-    frontends: Array<MapData, Address>,
-    vips: HashMap<MapData, Address, Raw<Vip>>,
-    muxes: HashMap<MapData, Address, u32>,
-    internal: LpmTrie<MapData, Address, u32>,
+    frontends: Array<MapData, Raw<Address>>,
+    vips: HashMap<MapData, Raw<Address>, Raw<Vip>>,
+    muxes: HashMap<MapData, Raw<Address>, u32>,
+    internal: LpmTrie<MapData, Raw<Address>, u32>,
     clients: LpmTrie<MapData, Raw<AllowedClient<Address>>, u32>,
     services: HashMap<MapData, Raw<RuleKey<Address>>, Raw<Service>>,
     endpoints: Array<MapData, Raw<Endpoint<Address>>>,
     fragments: Fragments,
-    quotas: HashMap<MapData, Address, Raw<Quota>>,
+    quotas: HashMap<MapData, Raw<Address>, Raw<Quota>>,
     allowances: Array<MapData, [u8; size_of::<Allowance>()]>,
     positions: Array<MapData, [u8; size_of::<Positions>()]>,
     counters: Counters,
@@ -87,14 +87,14 @@ struct Agent {
 struct Mux {
     programs: Ebpf,
     settings: Array<MapData, Raw<MuxSettings<Address>>>,
-    vips: HashMap<MapData, Address, Raw<Vip>>,
+    vips: HashMap<MapData, Raw<Address>, Raw<Vip>>,
     near_vips: Array<MapData, Raw<NearVip<Address>>>,
     owners: Array<MapData, Raw<Owners>>,
     nodes: Array<MapData, Raw<Node<Address>>>,
     leftovers: HashMap<MapData, Raw<LeftoverKey<Address>>, u32>,
-    muxes: HashMap<MapData, Address, u32>,
-    internal: LpmTrie<MapData, Address, u32>,
-    keepers: Array<MapData, Address>,
+    muxes: HashMap<MapData, Raw<Address>, u32>,
+    internal: LpmTrie<MapData, Raw<Address>, u32>,
+    keepers: Array<MapData, Raw<Address>>,
     fragments: Fragments,
     rules: HashMap<MapData, Raw<RuleKey<Address>>, Raw<Rule>>,
     maglev: Array<MapData, Raw<Owners>>,
@@ -156,7 +156,7 @@ impl Kernel {
             set(&mut agent.blocks, *index, Raw(Block::default()));
         }
         for index in self.given.frontends.keys() {
-            set(&mut agent.frontends, (*index).into(), [0; 4]);
+            set(&mut agent.frontends, (*index).into(), Raw(Address::NONE));
         }
         for index in self.given.endpoints.keys() {
             set(&mut agent.endpoints, *index, Raw(Endpoint::default()));
@@ -165,7 +165,7 @@ impl Kernel {
             set(&mut agent.allowances, *row, [0; size_of::<Allowance>()]);
         }
         for row in self.given.keepers.keys() {
-            set(&mut self.mux.keepers, *row, [0; 4]);
+            set(&mut self.mux.keepers, *row, Raw(Address::NONE));
         }
         for index in self.given.nodes.keys() {
             set(&mut self.mux.nodes, *index, Raw(Node::default()));
@@ -193,15 +193,15 @@ impl Kernel {
             set(&mut agent.settings, 0, Raw(settings));
         }
         for ((length, network), source) in &given.sources {
-            let key = lpm_trie::Key::new((*length).into(), *network);
+            let key = lpm_trie::Key::new((*length).into(), Raw(*network));
             agent.sources.insert(&key, Raw(*source), 0).expect("a source");
         }
         for (length, network) in &given.private {
-            let key = lpm_trie::Key::new((*length).into(), *network);
+            let key = lpm_trie::Key::new((*length).into(), Raw(*network));
             agent.private.insert(&key, 1, 0).expect("a private range");
         }
         for (length, network) in &given.internal {
-            let key = lpm_trie::Key::new((*length).into(), *network);
+            let key = lpm_trie::Key::new((*length).into(), Raw(*network));
             agent.internal.insert(&key, 1, 0).expect("an internal range");
             self.mux.internal.insert(&key, 1, 0).expect("an internal range");
         }
@@ -217,13 +217,13 @@ impl Kernel {
             set(&mut agent.blocks, *index, Raw(*block));
         }
         for (index, frontend) in &given.frontends {
-            set(&mut agent.frontends, (*index).into(), *frontend);
+            set(&mut agent.frontends, (*index).into(), Raw(*frontend));
         }
         for vip in &given.agent_vips {
-            agent.vips.insert(vip, Raw(Vip::default()), 0).expect("a VIP");
+            agent.vips.insert(Raw(*vip), Raw(Vip::default()), 0).expect("a VIP");
         }
         for address in &given.muxes {
-            agent.muxes.insert(address, 1, 0).expect("a mux");
+            agent.muxes.insert(Raw(*address), 1, 0).expect("a mux");
         }
         for (key, service) in &given.services {
             agent.services.insert(Raw(*key), Raw(*service), 0).expect("a service");
@@ -232,7 +232,7 @@ impl Kernel {
             set(&mut agent.endpoints, *index, Raw(*endpoint));
         }
         for (address, quota) in &given.quotas {
-            agent.quotas.insert(address, Raw(*quota), 0).expect("a quota");
+            agent.quotas.insert(Raw(*address), Raw(*quota), 0).expect("a quota");
         }
         for (row, limit) in &given.limits {
             let mut bytes = [0; size_of::<Allowance>()];
@@ -253,7 +253,7 @@ impl Kernel {
             set(&mut mux.settings, 0, Raw(settings));
         }
         for (address, vip) in &given.vips {
-            mux.vips.insert(address, Raw(*vip), 0).expect("a VIP");
+            mux.vips.insert(Raw(*address), Raw(*vip), 0).expect("a VIP");
         }
         for (row, vip) in given.near_vips() {
             set(&mut mux.near_vips, row, Raw(vip));
@@ -268,10 +268,10 @@ impl Kernel {
             set(&mut mux.nodes, *index, Raw(*node));
         }
         for address in &given.peers {
-            mux.muxes.insert(address, 1, 0).expect("a mux");
+            mux.muxes.insert(Raw(*address), 1, 0).expect("a mux");
         }
         for (row, address) in &given.keepers {
-            set(&mut mux.keepers, *row, *address);
+            set(&mut mux.keepers, *row, Raw(*address));
         }
         for (key, node) in &given.leftovers {
             mux.leftovers.insert(Raw(*key), node, 0).expect("a leftover");

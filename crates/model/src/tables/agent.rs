@@ -14,7 +14,7 @@ use datapath::tables::{
 };
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Address, TablesError, changed, gone, internal_ranges, octets};
+use super::{Address, TablesError, changed, gone, internal_ranges};
 use crate::addresses::existing;
 use crate::backends::{PublicRule, public_rules};
 use crate::cluster::{FlowTimers, IcmpEcho, LastHop, Quotas};
@@ -158,25 +158,27 @@ pub fn agent_tables(
     let check_tags = if tags.check { agent_flag::CHECK_TAGS } else { 0 };
     let mut tables = AgentTables {
         epoch: offered,
-        node: octets(address),
+        node: Address::from(address),
         flags: flags(objects, network) | check_tags,
         tags,
         internal: internal_ranges(objects),
         timers: objects.cluster().timers.rows(),
         sources: sources(objects, node, network, address),
         private_ranges: untranslated(objects),
-        vips: existing(objects).into_iter().map(octets).take(VIPS_MAX as usize).collect(),
+        vips: existing(objects).into_iter().map(Address::from).take(VIPS_MAX as usize).collect(),
         muxes: objects
             .mux_networks
             .values()
             .filter_map(|mux| mux.spec.address)
-            .map(octets)
+            .map(Address::from)
             .collect(),
         taken: network
             .spec
             .leases
             .iter()
-            .flat_map(|lease| lease.taken.iter().map(|port| (octets(lease.range.address), *port)))
+            .flat_map(|lease| {
+                lease.taken.iter().map(|port| (Address::from(lease.range.address), *port))
+            })
             .collect(),
         ..AgentTables::default()
     };
@@ -297,7 +299,7 @@ impl AgentTables {
     /// Gives the holding its places. A word of positions belongs to one address.
     fn place_blocks(&mut self, network: &NodeNetwork, present: &AgentTables) {
         let addresses: BTreeSet<Address> =
-            network.spec.leases.iter().map(|lease| octets(lease.range.address)).collect();
+            network.spec.leases.iter().map(|lease| Address::from(lease.range.address)).collect();
         let old: BTreeMap<Address, u32> =
             present.frontends.iter().map(|(index, address)| (*address, *index)).collect();
         let frontends = places(&old, addresses, 0, VIPS_MAX);
@@ -305,7 +307,9 @@ impl AgentTables {
 
         let mut wanted: BTreeMap<(u32, u16), bool> = BTreeMap::new();
         for lease in &network.spec.leases {
-            let Some(frontend) = frontends.get(&octets(lease.range.address)) else { continue };
+            let Some(frontend) = frontends.get(&Address::from(lease.range.address)) else {
+                continue;
+            };
             for start in lease.range.blocks() {
                 wanted.insert((*frontend, start), lease.state == LeaseState::Usable);
             }
@@ -393,8 +397,9 @@ impl AgentTables {
 
     /// Runs of words in which `address` has ports for new flows.
     fn segments(&self, address: Ipv4Addr) -> Vec<Segment> {
-        let is_own =
-            |block: &Block| self.frontends.get(&block.frontend.into()) == Some(&octets(address));
+        let is_own = |block: &Block| {
+            self.frontends.get(&block.frontend.into()) == Some(&Address::from(address))
+        };
         let is_usable = |block: &Block| block.flags & block_flag::USABLE != 0;
         let mut segments: Vec<Segment> = Vec::new();
         for (index, block) in &self.blocks {
@@ -463,8 +468,8 @@ impl AgentTables {
                 .iter()
                 .filter(|backend| backend.node == node)
                 .map(|backend| Endpoint {
-                    address: octets(backend.address),
-                    port: backend.port.to_be_bytes(),
+                    address: Address::from(backend.address),
+                    port: backend.port.into(),
                     reserved: [0; 2],
                 })
                 .collect();
@@ -511,7 +516,7 @@ impl AgentTables {
             .filter(|pod| pod.spec.node_name.as_deref() == Some(node))
             .filter_map(|pod| {
                 let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-                Some((octets(pod.own_address()?), namespace))
+                Some((Address::from(pod.own_address()?), namespace))
             })
             .take(QUOTAS_MAX as usize)
             .collect();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use datapath::Port;
 use datapath::hash;
 use datapath::limits::{
     ALLOWED_SOURCES_MAX, BLOCK_PORTS, KEEPERS_ROWS, LEFTOVERS_MAX, MAGLEV_ENTRIES_MAX, MUXES_MAX,
@@ -11,7 +12,7 @@ use datapath::limits::{
 use datapath::tables::{LeftoverKey, NearVip, Node, Owners, Rule, RuleKey, Vip, owner, rule_flag};
 use ipnet::Ipv4Net;
 
-use super::{Address, TablesError, changed, gone, internal_ranges, octets};
+use super::{Address, TablesError, changed, gone, internal_ranges};
 use crate::addresses::existing;
 use crate::backends::public_rules;
 use crate::lease::{LeaseState, Millis};
@@ -112,7 +113,7 @@ pub fn mux_tables(
     let has_seen_all = fingerprint(objects.node_networks.values()) == network.spec.fingerprint;
     let mut tables = MuxTables {
         epoch: if has_seen_all { offered } else { present.epoch },
-        address: octets(address),
+        address: Address::from(address),
         gateway: network.spec.gateway,
         muxes: muxes(objects, |_| true),
         tags: Tags::of(objects, present.tags),
@@ -130,15 +131,14 @@ pub fn mux_tables(
 /// The addresses of some muxes.
 fn muxes(objects: &Objects, wanted: impl Fn(&MuxNetwork) -> bool) -> BTreeSet<Address> {
     let muxes = objects.mux_networks.values().filter(|mux| wanted(mux));
-    muxes.filter_map(|mux| mux.spec.address).map(octets).take(MUXES_MAX as usize).collect()
+    muxes.filter_map(|mux| mux.spec.address).map(Address::from).take(MUXES_MAX as usize).collect()
 }
 
 /// Which of these muxes keeps which part of all datagrams: the one whose hash with the part is
 /// highest, so that all muxes find the same, and one that goes takes only its own parts with it.
 fn keepers(muxes: &BTreeSet<Address>) -> BTreeMap<u32, Address> {
-    let height = |part: u32, mux: &Address| {
-        hash::spread(u64::from(part), [u64::from(u32::from_be_bytes(*mux)), 0])
-    };
+    let height =
+        |part: u32, mux: &Address| hash::spread(u64::from(part), [u64::from(mux.number()), 0]);
     let keeper = |part| Some((part, *muxes.iter().max_by_key(|mux| height(part, mux))?));
     (0..KEEPERS_ROWS).filter_map(keeper).collect()
 }
@@ -152,7 +152,7 @@ fn withheld(objects: &Objects) -> BTreeSet<(Address, u16)> {
             let address = lease.range.address;
             let ports = lease.range.blocks().flat_map(|start| start..start + BLOCK_PORTS as u16);
             let ports = ports.filter(move |port| lease.withholds(address, *port));
-            ports.map(move |port| (octets(address), port))
+            ports.map(move |port| (Address::from(address), port))
         })
         .collect()
 }
@@ -163,7 +163,7 @@ impl MuxTables {
         let addresses: BTreeMap<&String, Address> = objects
             .node_networks
             .iter()
-            .filter_map(|(name, network)| Some((name, octets(network.spec.address?))))
+            .filter_map(|(name, network)| Some((name, Address::from(network.spec.address?))))
             .collect();
         let old = present.nodes.iter().map(|(index, node)| (node.address, *index)).collect();
         let given = places(&old, addresses.values().copied(), 1, NODES_MAX);
@@ -187,11 +187,11 @@ impl MuxTables {
             .node_networks
             .iter()
             .filter_map(|(name, network)| {
-                Some((octets(network.spec.instance_public_ip?), *nodes.get(name)?))
+                Some((Address::from(network.spec.instance_public_ip?), *nodes.get(name)?))
             })
             .collect();
         let old = present.vips.iter().map(|(address, vip)| (*address, vip.index)).collect();
-        let given = places(&old, existing(objects).into_iter().map(octets), 0, VIPS_MAX);
+        let given = places(&old, existing(objects).into_iter().map(Address::from), 0, VIPS_MAX);
         let row = |(address, index)| {
             let whole = whole.get(&address).copied().unwrap_or(owner::NONE).into();
             (address, Vip { index, whole })
@@ -207,13 +207,13 @@ impl MuxTables {
     fn fill_owners(&mut self, objects: &Objects, nodes: &BTreeMap<String, u16>) {
         for (address, ports) in listeners(objects) {
             for port in ports {
-                self.set_owner(octets(address), u32::from(port) / BLOCK_PORTS, owner::RULES);
+                self.set_owner(Address::from(address), u32::from(port) / BLOCK_PORTS, owner::RULES);
             }
         }
         for (name, network) in &objects.node_networks {
             let Some(index) = nodes.get(name) else { continue };
             for lease in &network.spec.leases {
-                let address = octets(lease.range.address);
+                let address = Address::from(lease.range.address);
                 if network.spec.instance_public_ip == Some(lease.range.address) {
                     // The whole address is the node's, ports that are no SNAT ports too.
                     let Some(vip) = self.vips.get(&address) else { continue };
@@ -230,7 +230,7 @@ impl MuxTables {
                     if !is_shared {
                         self.set_owner(address, u32::from(start) / BLOCK_PORTS, *index);
                     } else if self.leftovers.len() < LEFTOVERS_MAX as usize {
-                        let start = start.to_be_bytes();
+                        let start = Port::new(start);
                         let key = LeftoverKey { vip: address, start, reserved: [0; 2] };
                         self.leftovers.insert(key, u32::from(*index));
                     }
@@ -253,7 +253,7 @@ impl MuxTables {
     ) {
         let withheld = withheld(objects);
         let mut rules = public_rules(objects);
-        rules.retain(|key, _| !withheld.contains(&(key.vip, u16::from_be_bytes(key.port))));
+        rules.retain(|key, _| !withheld.contains(&(key.vip, key.port.number())));
         let old = present.rules.iter().map(|(key, rule)| (*key, rule.id)).collect();
         let ids = places(&old, rules.keys().copied(), 1, RULES_MAX);
         let run = |rule: &Rule| {

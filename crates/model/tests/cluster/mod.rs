@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use datapath::protocol;
 use datapath::tables::{LeftoverKey, RuleKey, owner};
+use datapath::{Ipv4, Port};
 use model::decide::{Outbound, decide};
 use model::lease::{Millis, Settings};
 use model::method::Protocol;
@@ -192,13 +193,12 @@ pub fn outbound_rule(frontends: &[&str], protocol: &str, ports: u32) -> Value {
 }
 
 /// The node that a mux sends a TCP packet to a port of a public address to, other than by a rule.
-pub fn mux_target(tables: &MuxTables, vip: [u8; 4], port: u16) -> Option<[u8; 4]> {
+pub fn mux_target(tables: &MuxTables, vip: Ipv4, port: u16) -> Option<Ipv4> {
     let index = match tables.owner(vip, port) {
         owner::NONE => return None,
         owner::RULES => {
-            let key =
-                RuleKey { vip, port: port.to_be_bytes(), protocol: protocol::TCP, reserved: 0 };
-            let start = (port - port % 8).to_be_bytes();
+            let key = RuleKey { vip, port: Port::new(port), protocol: protocol::TCP, reserved: 0 };
+            let start = Port::new(port - port % 8);
             let left = tables.leftovers.get(&LeftoverKey { vip, start, reserved: [0; 2] });
             *left.filter(|_| !tables.rules.contains_key(&key))?
         }

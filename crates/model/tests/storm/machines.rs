@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Flow, Ledger, NOBODY};
 use crate::cluster::{mux_target, node_address};
+use datapath::Ipv4;
 use datapath::tables::{Translation, block_flag, owner};
 use model::lease::{Drained, Millis};
 use model::objects::Objects;
@@ -98,7 +99,7 @@ impl Agent {
 pub struct Mux {
     name: String,
     /// Nodes by their addresses.
-    numbers: BTreeMap<[u8; 4], u16>,
+    numbers: BTreeMap<Ipv4, u16>,
     pub tables: MuxTables,
     /// Whose each block is, by VIP of the ledger.
     owners: Vec<Vec<u16>>,
@@ -112,7 +113,7 @@ impl Mux {
         Mux {
             name: format!("m{index}"),
             numbers: (1..=NODES_MAX)
-                .map(|node| (node_address(node).octets(), node as u16))
+                .map(|node| (Ipv4::from(node_address(node)), node as u16))
                 .collect(),
             tables: MuxTables::default(),
             owners: Vec::new(),
@@ -133,7 +134,7 @@ impl Mux {
         self.owners.resize(ledger.vips().max(self.owners.len()), vec![NOBODY; 8192]);
         for vip in 0..ledger.vips() {
             let mut fresh = vec![NOBODY; 8192];
-            if let Some(row) = self.tables.vips.get(&ledger.address(vip).octets()) {
+            if let Some(row) = self.tables.vips.get(&Ipv4::from(ledger.address(vip))) {
                 let first = row.index * owner::ROWS_PER_VIP;
                 for (row, owners) in self.tables.owners.range(first..first + owner::ROWS_PER_VIP) {
                     for (place, entry) in owners.0.iter().enumerate() {
@@ -162,7 +163,7 @@ impl Mux {
         match owner {
             owner::NONE => None,
             owner::RULES => {
-                let node = mux_target(&self.tables, ledger.address(vip).octets(), port)?;
+                let node = mux_target(&self.tables, Ipv4::from(ledger.address(vip)), port)?;
                 Some(usize::from(self.numbers[&node]))
             }
             node => Some(usize::from(node)),

@@ -20,7 +20,7 @@ use model::{
 use node::{
     agent::{self, AgentConfig, run_agent},
     pins::Pins,
-    source::{Refused, Source},
+    source::{News, Refused, Source},
     stop::Stop,
 };
 
@@ -43,6 +43,7 @@ pub struct Told {
     pub node: Option<NodeNetworkStatus>,
     pub mux: Vec<MuxNetworkStatus>,
     pub exhausted: Vec<Refused>,
+    pub news: Vec<News>,
 }
 
 impl Cluster {
@@ -86,6 +87,11 @@ impl Source for Cluster {
     fn report_mux(&mut self, mux: &str, status: &MuxNetworkStatus) -> anyhow::Result<()> {
         assert_eq!(mux, MUX);
         self.0.lock().unwrap().mux.push(status.clone());
+        Ok(())
+    }
+
+    fn report_news(&mut self, _machine: &str, news: &News) -> anyhow::Result<()> {
+        self.0.lock().unwrap().news.push(news.clone());
         Ok(())
     }
 

@@ -11,7 +11,9 @@ use std::{
     thread,
 };
 
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use nix::sched::{CloneFlags, setns};
+use node::attach::TcWay;
 
 /// Address of the machine under test.
 pub const HERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
@@ -129,6 +131,22 @@ fn inside<R: Send>(name: &str, job: impl FnOnce() -> R + Send) -> R {
 pub fn enter(path: &Path) {
     let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+}
+
+/// The identities of the programs on the uplink of this thread's namespace, by whichever way this
+/// kernel has.
+pub fn programs_at(direction: TcAttachType) -> Vec<u32> {
+    if TcWay::of_this_kernel() == TcWay::Tcx {
+        let (_, programs) = SchedClassifier::query_tcx(UPLINK, direction).unwrap();
+        return programs.iter().map(ProgramInfo::id).collect();
+    }
+    if !output(&format!("tc qdisc show dev {UPLINK}")).contains("clsact") {
+        return Vec::new();
+    }
+    let side = if direction == TcAttachType::Ingress { "ingress" } else { "egress" };
+    let filters = output(&format!("tc filter show dev {UPLINK} {side}"));
+    let ids = filters.split(" id ").skip(1);
+    ids.map(|rest| rest.split(' ').next().unwrap().parse().unwrap()).collect()
 }
 
 /// Runs a command line without quotes; it must succeed.
