@@ -16,6 +16,40 @@ pub enum NotInserted {
     Exists,
     /// The table has no room.
     Full,
+    /// The kernel is at work in that part of the table, on this very CPU.
+    Busy,
+}
+
+impl NotInserted {
+    /// What the kernel's answer means.
+    pub const fn of(error: i32) -> NotInserted {
+        const E2BIG: i32 = -7;
+        const ENOMEM: i32 = -12;
+        const EEXIST: i32 = -17;
+        match error {
+            E2BIG | ENOMEM => NotInserted::Full,
+            EEXIST => NotInserted::Exists,
+            // EBUSY before 6.2: a packet comes while a process holds the bucket.
+            _ => NotInserted::Busy,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::NotInserted;
+
+    #[test]
+    fn only_a_row_that_is_there_is_taken_for_one() {
+        for (error, expected) in [
+            (-17, NotInserted::Exists),
+            (-7, NotInserted::Full),
+            (-12, NotInserted::Full),
+            (-16, NotInserted::Busy),
+        ] {
+            assert_eq!(NotInserted::of(error), expected, "{error}");
+        }
+    }
 }
 
 /// The agent's tables, as the kernel or a test keeps them.

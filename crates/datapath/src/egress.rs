@@ -5,7 +5,7 @@ use crate::{
     agent::AgentTables,
     flow, fragment, icmp,
     limits::OWN_MARK,
-    packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport, tcp_flag},
+    packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport, View, tcp_flag},
     protocol, quota,
     search::{Outcome, STEPS, Search},
     tables::{AgentSettings, Policy, Side, Ticks, Translation, agent_flag, policy_flag},
@@ -44,7 +44,10 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {
         return Ok(Verdict::Pass(Pass::NotConfigured));
     };
-    let headers = packet::ipv4(packet, ETHERNET)?;
+    let headers = match packet::ipv4(packet, ETHERNET) {
+        Ok(headers) => headers,
+        Err(reason) => return others(packet, tables).map(Verdict::Pass).ok_or(reason),
+    };
     if headers.transport == Transport::IcmpError
         && !headers.fragment
         && let Some(verdict) = error(packet, tables, settings, &headers)
@@ -67,6 +70,19 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         }
         Kind::Dropped => Err(way.reason),
     }
+}
+
+/// Why a packet whose headers are unsound goes on all the same: it is not ours to translate, and
+/// then they are not ours to judge.
+#[inline(always)]
+fn others<P: Packet + ?Sized, T: AgentTables<V4>>(packet: &P, tables: &T) -> Option<Pass> {
+    let ip = packet.view::<20>(ETHERNET)?;
+    let source = ip.address(12);
+    if tables.source(&source).is_some() {
+        return tables.is_private(&ip.address(16)).then_some(Pass::PrivateDestination);
+    }
+    // What bears a VIP or a mux as source is forged or of a flow.
+    (!tables.is_vip(&source) && !tables.is_mux(&source)).then_some(Pass::NotOurs)
 }
 
 /// How a packet leaves.

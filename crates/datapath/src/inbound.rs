@@ -166,6 +166,7 @@ impl Opening {
         match tables.insert_flow(&self.outward, half) {
             Ok(()) => {}
             Err(NotInserted::Full) => return Outcome::TableFull,
+            Err(NotInserted::Busy) => return Outcome::Lost,
             Err(NotInserted::Exists) => return self.meet(tables),
         }
         let Inside { address, port, far_port } = self.inside;
@@ -186,7 +187,7 @@ impl Opening {
         match (problem, tables.flow(&self.key)) {
             // Another CPU opened it in the same moment: where that one goes, it goes.
             (NotInserted::Exists, Some(other)) => self.follow(other),
-            (NotInserted::Exists, None) => Outcome::Lost,
+            (NotInserted::Exists, None) | (NotInserted::Busy, _) => Outcome::Lost,
             (NotInserted::Full, _) => Outcome::TableFull,
         }
     }

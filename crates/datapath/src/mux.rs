@@ -135,7 +135,7 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
         };
         let Hop { event, hash, target } = hop;
         let tag = tag(settings, |slot| tag_at(packet, settings, ETHERNET, slot));
-        let outer = to_gateway(settings, target, headers.total, headers.tos, hash, tag)?;
+        let outer = to_gateway(settings, target, headers.total as u16, headers.tos, hash, tag)?;
         return Ok(MuxVerdict::Wrap { outer, event });
     }
     packet::transport(&packet, &mut headers)?;
@@ -146,7 +146,7 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
     }
     let node = node(tables, way.node)?;
     let tag = tag(settings, |slot| gue::tag(&settings.tag_keys, slot, &headers));
-    let (total, tos) = (headers.total, headers.tos);
+    let (total, tos) = (headers.total as u16, headers.tos);
     let outer = to_gateway(settings, node.address, total, tos, way.hash as u16, tag)?;
     Ok(MuxVerdict::Wrap { outer, event: way.event })
 }
@@ -381,8 +381,8 @@ fn to_gateway(
 
 /// Whether the way to the nodes carries a packet of `total` bytes once it is wrapped.
 #[inline(always)]
-fn fits(settings: &MuxSettings<Address>, total: u16) -> bool {
-    total as u32 + GUE_OVERHEAD as u32 <= settings.mtu as u32
+fn fits(settings: &MuxSettings<Address>, total: u32) -> bool {
+    total + GUE_OVERHEAD as u32 <= settings.mtu as u32
 }
 
 /// A packet that does not fit once it is wrapped: where it may not be cut, its sender is told, once

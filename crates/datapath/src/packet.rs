@@ -136,8 +136,8 @@ pub struct Headers<F: Family> {
     pub ip: usize,
     /// Offset of the transport header.
     pub l4: usize,
-    /// Length of the IP packet.
-    pub total: u16,
+    /// Length of the IP packet. More than its header can say where the kernel has not cut it up yet.
+    pub total: u32,
     /// Type of service byte (DSCP and ECN).
     pub tos: u8,
     /// Source address.
@@ -180,7 +180,7 @@ impl<F: Family> Headers<F> {
     #[inline(always)]
     pub fn sequence_length(&self) -> u32 {
         let headers = (self.l4 - self.ip) as u32 + self.tcp_length as u32;
-        (self.total as u32).wrapping_sub(headers)
+        self.total.wrapping_sub(headers)
             + (self.flags & tcp_flag::SYN != 0) as u32
             + (self.flags & tcp_flag::FIN != 0) as u32
     }
@@ -190,6 +190,19 @@ impl<F: Family> Headers<F> {
 #[inline(always)]
 pub fn ethernet_type<P: Packet + ?Sized>(packet: &P) -> Option<u16> {
     packet.read::<2>(12).map(u16::from_be_bytes)
+}
+
+/// The longest packet whose header says its length.
+const LENGTH_MAX: usize = u16::MAX as usize;
+
+/// Bytes of all headers that a packet may have from its IP header on: with IP options, or those of
+/// the packet that an ICMP error carries, up to the TCP checksum.
+pub const HEADERS_MAX: usize = 60 + 8 + 60 + 18;
+
+/// Whether a packet may have more headers than IP and TCP without options.
+#[inline(always)]
+pub fn has_more_headers<V: View>(ip: &V) -> bool {
+    ip.byte(0) != 0x45 || ip.byte(9) == protocol::ICMP
 }
 
 /// Ethernet type of IPv4.
@@ -228,20 +241,25 @@ pub(crate) fn internet<B: View>(
 ) -> Result<Headers<V4>, Drop> {
     let first = b.byte(at);
     let header = ((first & 0x0f) as usize) << 2;
-    let total = b.number(at + 2);
+    // The kernel leaves the length of what is too long for the field out (BIG TCP): it is the
+    // frame's.
+    let total = match b.number(at + 2) {
+        0 if length > ip + LENGTH_MAX => length - ip,
+        total => total as usize,
+    };
     // The version and five words at least.
-    if !matches!(first, 0x45..=0x4f) || (total as usize) < header {
+    if !matches!(first, 0x45..=0x4f) || total < header {
         return Err(Drop::Malformed);
     }
     // Ethernet pads short frames, so the frame may be longer, never shorter.
-    if ip + total as usize > length {
+    if ip + total > length {
         return Err(Drop::Malformed);
     }
     let cut = b.number(at + 6) & 0x3fff;
     let mut headers = Headers {
         ip,
         l4: ip + header,
-        total,
+        total: total as u32,
         tos: b.byte(at + 1),
         source: b.address(at + 12),
         target: b.address(at + 16),

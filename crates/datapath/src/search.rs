@@ -155,7 +155,7 @@ impl Wanted {
                 self.place.port = other.port;
                 Outcome::Found
             }
-            (NotInserted::Exists, None) => Outcome::Lost,
+            (NotInserted::Exists, None) | (NotInserted::Busy, _) => Outcome::Lost,
             (NotInserted::Full, _) => Outcome::TableFull,
         }
     }
@@ -187,6 +187,7 @@ impl Wanted {
                 return Outcome::Found;
             }
             Err(NotInserted::Full) => return Outcome::TableFull,
+            Err(NotInserted::Busy) => return Outcome::Lost,
             Err(NotInserted::Exists) => {}
         }
         tables.count(Event::PortCollision);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use datapath::{
-    Ipv4, Port, checksum, flow,
+    Drop, Ipv4, Port, checksum, flow,
     gue::{self, Outer},
     mux::reply_hash,
     packet::{self, Packet},
@@ -178,6 +178,24 @@ proptest! {
     })]
 
     #[test]
+    fn a_length_that_is_left_out_is_the_frames_where_no_header_could_say_it(
+        length in 65_000usize..200_000,
+    ) {
+        let mut frame = frame::build("ip 10.244.1.5 > 198.51.100.7 tcp 40000 > 443 A seq 1 ack 2")
+            .unwrap();
+        frame[16..18].fill(0);
+        frame.resize(14 + length, 0);
+        let headers = packet::ipv4(&frame[..], 14);
+        if length > usize::from(u16::MAX) {
+            let headers = headers.unwrap();
+            prop_assert_eq!(headers.total as usize, length);
+            prop_assert_eq!(headers.sequence_length() as usize, length - 40);
+        } else {
+            prop_assert_eq!(headers, Err(Drop::Malformed));
+        }
+    }
+
+    #[test]
     fn a_near_row_is_of_its_own_vip_only(
         address in address(),
         other in address(),
@@ -232,7 +250,7 @@ proptest! {
         let Some(NetSlice::Ipv4(ip)) = sliced.net else { return Ok(()) };
         prop_assert_eq!(headers.source.wire(), ip.header().source());
         prop_assert_eq!(headers.target.wire(), ip.header().destination());
-        prop_assert_eq!(headers.total, ip.header().total_len());
+        prop_assert_eq!(headers.total, u32::from(ip.header().total_len()));
         prop_assert_eq!(headers.fragment, ip.header().is_fragmenting_payload());
         let ports = (
             headers.source_port.number(),

@@ -5,11 +5,12 @@ use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use lab::{host, view};
+use lab::view;
 use model::cluster::Quotas;
 use model::explain::{ExplainError, Explanation, Question};
 use model::lease::LeaseState;
 use model::method::{Method, Protocol};
+use model::nearest::nearest;
 use node::inspect::AgentView;
 use node::maps::FlowRoom;
 use serde::Serialize;
@@ -110,84 +111,102 @@ fn suggest(error: ExplainError, objects: &model::objects::Objects) -> anyhow::Er
     let ExplainError::NotFound(name) = &error else { return error.into() };
     let pods = objects.pods.values().map(|pod| pod.metadata.name.as_str());
     let known = pods.chain(objects.nodes.keys().map(String::as_str));
-    match host::near(name, known) {
+    match nearest(name, known) {
         Some(near) => anyhow::anyhow!("{error}: did you mean {near}?"),
         None => error.into(),
     }
 }
 
+/// An explanation as lines of a label and a value.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, label: &str, value: &str) {
+        let _ = writeln!(self.0, "{}", format!("{label:<14}{value}").trim_end());
+    }
+}
+
 fn told(explanation: &Explanation, flow_table: Option<FlowRoom>) -> String {
-    let mut text = String::new();
-    let mut line = |label: &str, value: &str| {
-        let _ = writeln!(text, "{}", format!("{label:<14}{value}").trim_end());
-    };
-    let destination = explanation.destination.as_deref().unwrap_or("the Internet");
-    let source = match explanation.source_address {
-        Some(address) => format!("{} ({address})", explanation.source),
-        None => explanation.source.clone(),
-    };
-    line("From", &format!("{source} on {}", explanation.node));
-    line("To", &format!("{destination} over {}", explanation.protocol));
-    let via = explanation.via.as_deref();
-    line(
-        "Leaves by",
-        &match via {
-            Some(via) => format!("{}: {via}", explanation.method),
-            None => explanation.method.to_string(),
-        },
-    );
-    match explanation.address {
-        Some(address) => line("Seen as", &address.to_string()),
-        None if explanation.method.translates() => line("Seen as", "no address yet"),
-        None if explanation.method == Method::None => {
-            line("Seen as", "nobody: there is no way out, packets are dropped");
-        }
-        None => line("Seen as", "not ours to say: nothing is translated here"),
-    }
-    for frontend in &explanation.frontends {
-        line("", &format!("{} ({})", frontend.address, frontend.name));
-    }
+    let mut page = Page::default();
+    tell_way(explanation, &mut page);
     if explanation.method.translates() {
-        let used = explanation
-            .ports_in_use
-            .map_or_else(String::new, |used| format!(", {used} in use towards {destination}"));
-        line("Ports", &format!("{} usable{used}", explanation.ports_usable));
-        for range in &explanation.ports {
-            let state = match range.state {
-                LeaseState::Usable => "",
-                _ => " (not for new connections)",
-            };
-            line("", &format!("{}:{}-{}{state}", range.address, range.first, range.last));
-        }
-        line("Idle", &format!("{} minutes", explanation.idle_timeout_in_minutes));
-        if let Some(quotas) = explanation.quotas {
-            line("Quota", &limits(quotas));
-        }
-        if let Some(room) = flow_table {
-            line("Flow table", &room.to_string());
-        }
+        tell_ports(explanation, flow_table, &mut page);
     }
-    line("Because", "");
+    page.line("Because", "");
     for (number, step) in explanation.why.iter().enumerate() {
         let answer = if step.answer { "yes" } else { "no" };
-        line(&format!("  {}.", number + 1), &format!("{} {answer}: {}", step.question, step.found));
+        let value = format!("{} {answer}: {}", step.question, step.found);
+        page.line(&format!("  {}.", number + 1), &value);
     }
     if let Some(back) = &explanation.return_path {
         let muxes: Vec<&str> = back.muxes.iter().map(|mux| mux.name.as_str()).collect();
         let node = back.node_address.map_or_else(String::new, |address| format!(" ({address})"));
         let way = format!("router, {}, {}{node}", muxes.join(" or "), explanation.node);
-        line("Answers by", &way);
+        page.line("Answers by", &way);
         for entry in &back.entries {
-            line("", entry);
+            page.line("", entry);
         }
     }
     for change in &explanation.would_change {
-        line("Changes with", change);
+        page.line("Changes with", change);
     }
     for pending in &explanation.pending {
-        line("Pending", pending);
+        page.line("Pending", pending);
     }
-    text
+    page.0
+}
+
+/// From where to where, by what, and as whom.
+fn tell_way(explanation: &Explanation, page: &mut Page) {
+    let source = match explanation.source_address {
+        Some(address) => format!("{} ({address})", explanation.source),
+        None => explanation.source.clone(),
+    };
+    page.line("From", &format!("{source} on {}", explanation.node));
+    page.line("To", &format!("{} over {}", destination(explanation), explanation.protocol));
+    let method = match &explanation.via {
+        Some(via) => format!("{}: {via}", explanation.method),
+        None => explanation.method.to_string(),
+    };
+    page.line("Leaves by", &method);
+    match explanation.address {
+        Some(address) => page.line("Seen as", &address.to_string()),
+        None if explanation.method.translates() => page.line("Seen as", "no address yet"),
+        None if explanation.method == Method::None => {
+            page.line("Seen as", "nobody: there is no way out, packets are dropped");
+        }
+        None => page.line("Seen as", "not ours to say: nothing is translated here"),
+    }
+    for frontend in &explanation.frontends {
+        page.line("", &format!("{} ({})", frontend.address, frontend.name));
+    }
+}
+
+/// What translation has to spend.
+fn tell_ports(explanation: &Explanation, flow_table: Option<FlowRoom>, page: &mut Page) {
+    let used = explanation.ports_in_use.map_or_else(String::new, |used| {
+        format!(", {used} in use towards {}", destination(explanation))
+    });
+    page.line("Ports", &format!("{} usable{used}", explanation.ports_usable));
+    for range in &explanation.ports {
+        let state = match range.state {
+            LeaseState::Usable => "",
+            _ => " (not for new connections)",
+        };
+        page.line("", &format!("{}:{}-{}{state}", range.address, range.first, range.last));
+    }
+    page.line("Idle", &format!("{} minutes", explanation.idle_timeout_in_minutes));
+    if let Some(quotas) = explanation.quotas {
+        page.line("Quota", &limits(quotas));
+    }
+    if let Some(room) = flow_table {
+        page.line("Flow table", &room.to_string());
+    }
+}
+
+fn destination(explanation: &Explanation) -> &str {
+    explanation.destination.as_deref().unwrap_or("the Internet")
 }
 
 fn limits(quotas: Quotas) -> String {

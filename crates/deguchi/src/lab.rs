@@ -7,13 +7,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use lab::place::Place;
+use lab::store::FileStore;
 use lab::wiring::Settings;
 use lab::{fault, handle, host, life, manifest, ready, view};
 use model::cluster::{LoadBalancerSku, OutboundType};
+use model::nearest::nearest;
 use model::objects::Kind;
 use node::agent::DRAIN_FOR_DEFAULT;
 
-use crate::{counter_view, lab_view, print};
+use crate::{counter_view, file, lab_view, print};
 
 /// Build and use a small cluster of network namespaces on this machine.
 ///
@@ -206,38 +208,56 @@ struct File {
 
 impl File {
     fn read(&self) -> Result<Vec<manifest::Document>> {
-        let shown = self.file.display();
-        let text = match self.file.as_os_str() == "-" {
-            true => std::io::read_to_string(std::io::stdin()),
-            false => std::fs::read_to_string(&self.file),
-        };
-        let text = text.with_context(|| format!("cannot read {shown}"))?;
-        manifest::read(&text).with_context(|| format!("{shown}"))
+        let name = file::name(&self.file);
+        let read = manifest::read(&file::bytes(&self.file)?).context(name.clone())?;
+        for odd in &read.odd {
+            print::progress(&format!("warning: {name}: {odd}"));
+        }
+        Ok(read.documents)
     }
 }
 
 fn apply(command: &File) -> Result<ExitCode> {
     life::require_root("lab apply")?;
-    let documents = command.read()?;
-    let lab = command.which.find()?;
-    let lock = lab.place.lock()?;
-    let events = lab.store().events()?;
-    let outcomes = manifest::apply(&lab.store(), &documents)?;
-    fault::follow_routing(&lab)?;
-    drop(lock);
-    finish(&lab, &documents, &outcomes, &events)
+    refusals(command.read().and_then(|documents| {
+        for warning in manifest::check(&documents)? {
+            print::progress(&format!("warning: {warning}"));
+        }
+        change(command, &documents, manifest::apply)
+    }))
 }
 
 fn delete(command: &File) -> Result<ExitCode> {
     life::require_root("lab delete")?;
-    let documents = command.read()?;
+    refusals(command.read().and_then(|documents| change(command, &documents, manifest::delete)))
+}
+
+/// A refused object is a negative answer, not an error.
+fn refusals(result: Result<ExitCode>) -> Result<ExitCode> {
+    let error = match result {
+        Err(error) if error.is::<manifest::Refused>() => error,
+        other => return other,
+    };
+    for line in format!("{error:#}").lines() {
+        print::progress(line);
+    }
+    Ok(ExitCode::from(1))
+}
+
+type Changing = fn(&FileStore, &[manifest::Document]) -> Result<Vec<manifest::Outcome>>;
+
+fn change(
+    command: &File,
+    documents: &[manifest::Document],
+    changing: Changing,
+) -> Result<ExitCode> {
     let lab = command.which.find()?;
     let lock = lab.place.lock()?;
     let events = lab.store().events()?;
-    let outcomes = manifest::delete(&lab.store(), &documents)?;
+    let outcomes = changing(&lab.store(), documents)?;
     fault::follow_routing(&lab)?;
     drop(lock);
-    finish(&lab, &documents, &outcomes, &events)
+    finish(&lab, documents, &outcomes, &events)
 }
 
 /// Waits until a change is in force, and says what it was.
@@ -347,7 +367,7 @@ fn kind_called(word: &str) -> Result<Kind> {
     }
     let mut names: Vec<String> = Kind::ALL.into_iter().map(plural).collect();
     names.push("events".to_owned());
-    match host::near(&asked, names.iter().map(String::as_str)) {
+    match nearest(&asked, names.iter().map(String::as_str)) {
         Some(near) => bail!("no kind {word:?} is known: did you mean {near}?"),
         None => bail!("no kind {word:?} is known; there is {}", names.join(", ")),
     }

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod counter_view;
 mod echo;
 mod explain;
+mod file;
 mod lab;
 mod lab_host;
 mod lab_view;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,8 @@ use ::lab::client;
 use ::lab::host::Host;
 use ::lab::process;
 use lab::{DEGUCHI, TestLab, deguchi, done, eventually, pod, refused, server, service};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
 
 mod lab;
 
@@ -75,6 +78,30 @@ fn an_up_that_is_killed_anywhere_leaves_nothing_that_down_does_not_find() {
 }
 
 #[test]
+fn an_up_that_is_interrupted_at_any_moment_leaves_nothing() {
+    const TRIES: u64 = 30;
+    for number in 0..TRIES {
+        let name = format!("cut{number}x{}", std::process::id());
+        let up = Command::new(DEGUCHI)
+            .args(["lab", "up", "--name", &name, "--nodes", "2"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let group = Pid::from_raw(up.id() as i32);
+        std::thread::sleep(Duration::from_millis(number * 5));
+        // As from a terminal, and once more by `sudo` or `timeout`, which hand it on.
+        let _ = killpg(group, Signal::SIGINT);
+        let _ = kill(group, Signal::SIGINT);
+        let output = up.wait_with_output().unwrap();
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(lab::left_of(&name), [""; 0], "after {} ms: {said}", number * 5);
+    }
+}
+
+#[test]
 fn a_redeployed_node_is_another_machine_and_disturbs_no_other() {
     let lab = TestLab::up("redeploy", &["--sku", "basic", "--nodes", "2"]);
     let identity = || {
@@ -86,7 +113,19 @@ fn a_redeployed_node_is_another_machine_and_disturbs_no_other() {
     let (old, first, others) = (identity(), seen(pod(1, 1)), seen(Host::Node(2)));
     let mut other = client::Connection::open(&lab.place(), pod(2, 1), to).unwrap();
     let answer = other.ask().unwrap();
+    // Who knows its link-layer address would send to the old one for long.
+    let known = || {
+        let address = Host::Node(1).address().to_string();
+        let asked = lab.exec("router", &["ip", "neigh", "show", &address]);
+        let shown = done(&lab.exec("node1", &["ip", "-o", "link", "show", "eth0"]));
+        let mut words = shown.split_whitespace().skip_while(|word| *word != "link/ether");
+        (done(&asked), words.nth(1).unwrap().to_owned())
+    };
+    let (entry, own) = known();
+    assert!(entry.contains(&own), "{entry} {own}");
     done(&lab.lab(&["redeploy", "node1"]));
+    let (entry, own) = known();
+    assert!(entry.contains(&own), "{entry} {own}");
     for (old, new) in old.iter().zip(&identity()) {
         assert_ne!(old, new);
     }
@@ -180,6 +219,26 @@ fn every_command_of_the_lab_has_help_with_an_example() {
     for command in ["explain", "echo", "lab"] {
         assert!(done(&deguchi(&[command, "--help"])).contains("Example"), "{command}");
     }
+}
+
+#[test]
+fn a_refused_object_ends_with_status_one_and_leaves_what_is_there() {
+    let lab = TestLab::up("refused", &["--nodes", "1"]);
+    done(&lab.apply(&service("web", "")));
+    let before = lab.get("services");
+    for (from, to, words) in [
+        ("LoadBalancer", "Loadbalancer", "Service default/web: spec.type: Unsupported value"),
+        ("port:", "prot:", "Service default/web: spec.ports[0].port: Invalid value: 0"),
+        ("selector:", "sourceRanges: [10.0.0.0/8]\n  selector:", "open to everybody"),
+    ] {
+        let output = lab.apply(&service("web", "").replace(from, to));
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert!(errors.contains(words), "{errors}");
+        assert_eq!(lab.get("services"), before, "{to}");
+    }
+    done(&lab.delete("{apiVersion: v1, kind: Service, metadata: {name: web}}"));
+    assert!(lab.get("services").is_empty());
 }
 
 #[test]

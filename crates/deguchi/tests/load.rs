@@ -25,6 +25,11 @@ fn a_hundred_megabytes_pass_mux_and_node_without_room_for_the_wrapping() {
     bulk("bulkb", "1500");
 }
 
+#[test]
+fn a_hundred_megabytes_pass_mux_and_node_by_the_smallest_packets_that_there_are() {
+    bulk("bulkc", "1280");
+}
+
 fn bulk(name: &str, mtu: &str) {
     let lab = TestLab::up(name, &["--sku", "basic", "--nodes", "1", "--mtu", mtu]);
     for host in ["internet", "pod1-1", "node1"] {

@@ -1,9 +1,8 @@
 //! `deguchi plan` as people and programs call it: what it reads, what it prints, how it ends.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+mod desk;
 
+use desk::{Desk, parse};
 use serde_json::{Value, json};
 
 const SERVICE: &str = "\
@@ -144,8 +143,9 @@ fn a_provider_configuration_sets_names_and_limits() {
     let balancer = &plan["resources"]["loadbalancers/mylb"];
     assert_eq!(balancer["tags"], json!({"env": "test"}));
     assert!(balancer["id"].as_str().unwrap().contains("/resourceGroups/group/"));
-    let ports: Vec<Value> =
-        (1..=301).map(|port| json!({"port": port, "nodePort": 30000 + port})).collect();
+    let ports: Vec<Value> = (1..=301)
+        .map(|n| json!({"name": format!("p{n}"), "port": n, "nodePort": 30000 + n}))
+        .collect();
     let big = json!({
         "kind": "Service", "metadata": {"name": "big", "uid": "2"},
         "spec": {"type": "LoadBalancer", "ports": ports},
@@ -178,7 +178,7 @@ fn what_the_provider_refuses_at_its_start_is_one_line_and_status_two() {
             "several standard load balancers per cluster are not supported",
         ),
         (r#"{"disableOutboundSNAT": "maybe"}"#, "neither true nor false"),
-        ("[1]", "is not an object"),
+        ("[1]", "is one JSON object"),
         ("{", "config.json"),
     ] {
         desk.write("config.json", config);
@@ -239,8 +239,9 @@ fn a_refused_object_is_named_with_its_field_and_the_rest_is_planned() {
         assert!(errors.lines().any(|line| told(&line)), "{parts:?}: {errors}");
         let events = parse(&output)["services"]["default/a"]["events"].clone();
         let last = "Normal EnsuredLoadBalancer: Ensured load balancer";
-        // Without its pool there is no address to give: nobody falls back on another one.
-        if !object.contains("PublicIPPool") {
+        // Without its pool there is no address to give: nobody falls back on another one. And of a
+        // Service that is there twice nobody knows which is meant.
+        if !object.contains("PublicIPPool") && !object.contains("name: a}") {
             assert_eq!(events.as_array().unwrap().last().unwrap(), last, "{object}");
         }
     }
@@ -328,59 +329,6 @@ fn help_has_an_example() {
     let output = Desk::new("help").run(&["--help"]);
     let help = String::from_utf8(output.stdout).unwrap();
     assert!(help.contains("deguchi plan -f service.yaml"), "{help}");
-}
-
-/// A folder of its own, and the command run in it.
-struct Desk(PathBuf);
-
-impl Desk {
-    fn new(name: &str) -> Self {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plan").join(name);
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        Desk(folder)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        let path = self.path(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.run_with(arguments, "")
-    }
-
-    fn run_with(&self, arguments: &[&str], input: &str) -> Output {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_deguchi"))
-            .arg("plan")
-            .args(arguments)
-            .current_dir(&self.0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // A command that does not read its input closes the pipe.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        child.wait_with_output().unwrap()
-    }
-
-    #[track_caller]
-    fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.run(&[arguments, &["-o", "json"]].concat());
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(0), "{errors}");
-        parse(&output)
-    }
-}
-
-fn parse(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Cuts every id to its last two segments.

@@ -31,7 +31,7 @@ use datapath::{
     gue,
     icmp::ErrorRewrite,
     limits::{POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
-    packet::Packet,
+    packet::{ETHERNET, HEADERS_MAX, Packet, has_more_headers},
     positions::{Bits, Positions},
     protocol,
     tables::*,
@@ -41,17 +41,15 @@ use frame::Frame;
 
 type Address = datapath::Ipv4;
 
-/// Bytes that headers can need: outer ones, and IPv4 and TCP without options.
-const HEADERS: u32 = gue::OUTER as u32 + 20 + 20;
+/// Bytes of IPv4 and TCP headers without options.
+const HEADERS: usize = 20 + 20;
 /// Packet types of `skb->pkt_type`: for this machine.
 const PACKET_HOST: u32 = 0;
-const E2BIG: i32 = -7;
-const ENOMEM: i32 = -12;
 
 /// What leaves the node.
 #[classifier]
 pub fn egress(ctx: TcContext) -> i32 {
-    let Some(frame) = frame(&ctx) else { return refuse(Drop::Malformed) };
+    let Some(frame) = frame(&ctx, ETHERNET) else { return refuse(Drop::Malformed) };
     let now = clock();
     // SAFETY: the context is the kernel's.
     let mark = unsafe { (*ctx.skb.skb).mark };
@@ -67,7 +65,7 @@ pub fn ingress(ctx: TcContext) -> i32 {
         count(Pass::NotAddressed.counter());
         return TC_ACT_UNSPEC;
     }
-    let Some(frame) = frame(&ctx) else { return refuse(Drop::Malformed) };
+    let Some(frame) = frame(&ctx, gue::OUTER) else { return refuse(Drop::Malformed) };
     let now = clock();
     let verdict = datapath::ingress::ingress(&frame, &Kernel, now);
     carry_out(&ctx, verdict, gue::OUTER as u32)
@@ -92,15 +90,29 @@ fn clock() -> u64 {
     }
 }
 
-/// The frame, with its headers where they can be read.
+/// The frame, with its headers where they can be read; the packet's own IP header stands at `ip`.
+///
+/// Cards and the kernel itself put but a part of a frame in one piece, and pulling the rest there
+/// costs a call, so no more is asked for than the headers take.
 #[inline(always)]
-fn frame(ctx: &TcContext) -> Option<Frame> {
-    let length = ctx.len();
-    let want = if length < HEADERS { length } else { HEADERS };
-    if ctx.data() + want as usize > ctx.data_end() && ctx.pull_data(want).is_err() {
-        return None;
+fn frame(ctx: &TcContext, ip: usize) -> Option<Frame> {
+    pull(ctx, ip + HEADERS)?;
+    let there = || Frame::new(ctx.data(), ctx.data_end(), ctx.len() as usize);
+    if there().view::<20>(ip).is_some_and(|ip| has_more_headers(&ip)) {
+        pull(ctx, ip + HEADERS_MAX)?;
     }
-    Some(Frame::new(ctx.data(), ctx.data_end(), length as usize))
+    Some(there())
+}
+
+/// Makes a frame's first bytes readable, if they are not; `most` of them at the most.
+#[inline(always)]
+fn pull(ctx: &TcContext, most: usize) -> Option<()> {
+    let length = ctx.len();
+    let want = if length < most as u32 { length } else { most as u32 };
+    if ctx.data() + want as usize > ctx.data_end() {
+        ctx.pull_data(want).ok()?;
+    }
+    Some(())
 }
 
 /// Does what was decided; the packet's own IP header stands at `ip`.
@@ -463,10 +475,7 @@ impl AgentTables<V4> for Kernel {
             scratch.write(flow);
             &*scratch
         };
-        FLOWS.insert(key, row, BPF_NOEXIST as u64).map_err(|error| match error {
-            E2BIG | ENOMEM => NotInserted::Full,
-            _ => NotInserted::Exists,
-        })
+        FLOWS.insert(key, row, BPF_NOEXIST as u64).map_err(NotInserted::of)
     }
 
     #[inline(always)]

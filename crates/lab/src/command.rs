@@ -2,6 +2,7 @@
 //! names the command and what it said.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,6 +17,8 @@ pub fn run_with_input(program: &str, arguments: &[&str], input: &str) -> Result<
     let shown = || format!("`{program} {}`", arguments.join(" "));
     let mut child = Command::new(program)
         .args(arguments)
+        // Ctrl-C is for us: a tool that it ended half-way would have to be cleaned up after.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

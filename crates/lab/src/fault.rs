@@ -148,7 +148,7 @@ pub fn start(lab: &mut Lab, host: Host, options: AgentOptions, progress: Progres
         bail!("{host} has no flows of its own to set up: nodes have");
     }
     if loss == Some(Loss::Machine) {
-        wiring::mend(&lab.place, host)?;
+        wiring::mend(&lab.place, lab.settings(), host)?;
     }
     lab.description.killed.remove(&host);
     if options != AgentOptions::default() {
@@ -236,5 +236,5 @@ pub fn add_node(lab: &mut Lab, progress: Progress) -> Result<Host> {
 /// Routes the nodes as the cluster's objects say, which a change may have turned.
 pub fn follow_routing(lab: &Lab) -> Result<()> {
     let gateway = kubelet::node_gateway(&view::snapshot(&lab.store())?);
-    wiring::route_nodes(&lab.place, &lab.settings().nodes(), gateway)
+    wiring::route_nodes(&lab.place, lab.settings(), gateway)
 }

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use model::nearest::nearest;
 use serde::{Deserialize, Serialize};
 
-use crate::host::{self, Host};
+use crate::host::Host;
 use crate::place::Place;
 use crate::process;
 use crate::store::FileStore;
@@ -241,7 +242,7 @@ impl Lab {
             return Ok(*host);
         }
         let names: Vec<String> = hosts.iter().map(ToString::to_string).collect();
-        match host::near(name, names.iter().map(String::as_str)) {
+        match nearest(name, names.iter().map(String::as_str)) {
             Some(near) => bail!("no host {name:?} in the lab: did you mean {near}?"),
             None => bail!("no host {name:?} in the lab; there is {}", names.join(", ")),
         }

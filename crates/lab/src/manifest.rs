@@ -1,20 +1,25 @@
 //! Kubernetes YAML in: which documents a person may bring to the lab, and how they change the
 //! store. Every document is checked before the first is written.
 
-use std::net::IpAddr;
-
 use anyhow::{Context, Result, anyhow, bail};
 use model::kubernetes::Service;
+use model::manifest::{self, Found, FoundKind};
+use model::nearest::nearest;
 use model::objects::{Kind, Object};
-use serde::Deserialize;
+use model::validation;
 use serde_json::{Map, Value, json};
+use thiserror::Error;
 
-use crate::host;
 use crate::kubelet;
 use crate::store::{FileStore, Key};
 
-/// Documents of one file.
-pub const DOCUMENTS_MAX: usize = 1000;
+/// Objects of one file.
+pub const OBJECTS_MAX: usize = 1000;
+
+/// Objects that cannot be taken, one line each: nothing was written.
+#[derive(Debug, Error)]
+#[error("{}", .0.join("\n"))]
+pub struct Refused(pub Vec<String>);
 
 /// What became of one object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +46,7 @@ impl Outcome {
     }
 }
 
-/// One checked document.
+/// One document, of which it is known what it is about.
 #[derive(Clone, Debug)]
 pub struct Document {
     key: Key,
@@ -64,52 +69,92 @@ impl Document {
     }
 }
 
-/// Reads all documents of a YAML (or JSON) text.
-pub fn read(text: &str) -> Result<Vec<Document>> {
-    let mut documents = Vec::new();
-    for (index, document) in serde_norway::Deserializer::from_str(text).enumerate() {
-        let place = || format!("document {}", index + 1);
-        let value = Value::deserialize(document).map_err(|error| anyhow!("{error}"));
-        let value = value.with_context(|| format!("{} is not YAML", place()))?;
-        if value.is_null() {
-            continue;
-        }
-        let items = match value.get("kind").and_then(Value::as_str) {
-            Some("List") => value.get("items").and_then(Value::as_array).cloned(),
-            _ => Some(vec![value]),
-        };
-        for item in items.with_context(|| format!("{}: a List without items", place()))? {
-            if documents.len() == DOCUMENTS_MAX {
-                bail!("more than {DOCUMENTS_MAX} objects in one file");
-            }
-            documents.push(check(item).with_context(place)?);
-        }
-    }
-    if documents.is_empty() {
-        bail!("there is no object in the file");
-    }
-    Ok(documents)
+/// The documents of a text, and what is odd about it.
+#[derive(Clone, Debug, Default)]
+pub struct Documents {
+    /// In the order of the text.
+    pub documents: Vec<Document>,
+    /// One sentence each.
+    pub odd: Vec<String>,
 }
 
-fn check(mut value: Value) -> Result<Document> {
-    if !value.is_object() {
-        bail!("not an object, but {}", serde_json::to_string(&value).unwrap_or_default());
+/// Reads all documents of a YAML or JSON text, as far as to know which objects they are about.
+pub fn read(bytes: &[u8]) -> Result<Documents> {
+    let manifest = manifest::read(bytes)?;
+    if manifest.objects.is_empty() {
+        bail!("there is no object in the file");
     }
-    if let Some(name) = value.get("kind").and_then(Value::as_str)
-        && Kind::from_name(name).is_none()
-        && let Some(near) = host::near(name, Kind::ALL.map(Kind::as_str))
-    {
-        bail!("no kind {name:?} is known here: did you mean {near}?");
+    if manifest.objects.len() > OBJECTS_MAX {
+        bail!("more than {OBJECTS_MAX} objects in one file");
     }
-    // A public address without spec is asked for with all defaults.
-    if value.get("kind").and_then(Value::as_str) == Some("PublicIPAddress")
-        && let Some(fields) = value.as_object_mut()
-    {
-        fields.entry("spec").or_insert_with(|| Value::Object(Map::new()));
-        fields.remove("status");
+    let mut refused = Vec::new();
+    let mut documents = Vec::new();
+    for found in manifest.objects {
+        let place = found.place.clone();
+        match identify(found) {
+            Ok(document) => documents.push(document),
+            Err(error) => refused.push(format!("{place}: {error:#}")),
+        }
     }
-    let object = Object::from_json(value.clone())?;
-    let kind = object.key().kind;
+    if refused.is_empty() {
+        Ok(Documents { documents, odd: manifest.odd })
+    } else {
+        Err(Refused(refused).into())
+    }
+}
+
+fn identify(found: Found) -> Result<Document> {
+    let mut value = found.value;
+    let kind = match found.kind {
+        FoundKind::Known(kind) => kind,
+        FoundKind::Other(name) => bail!(match nearest(&name, Kind::ALL.map(Kind::as_str)) {
+            Some(near) if near != name =>
+                format!("no kind {name:?} is known here: did you mean {near}?"),
+            _ => format!("kind {name:?} of {} is not known here", value["apiVersion"]),
+        }),
+        FoundKind::OtherVersion { kind, found } => {
+            bail!("{kind}: apiVersion {found:?} is not {:?}", kind.api_version())
+        }
+        FoundKind::Shaped(_) | FoundKind::Missing => bail!("the document has no `kind`"),
+    };
+    if value["apiVersion"] != kind.api_version() {
+        bail!("{kind}: apiVersion is missing: write {}", kind.api_version());
+    }
+    let name = value["metadata"]["name"].as_str().unwrap_or_default();
+    if name.is_empty() {
+        bail!("{kind}: metadata.name is empty");
+    }
+    let metadata = value["metadata"].as_object_mut().context("metadata is no object")?;
+    let namespace = metadata.remove("namespace");
+    if kind.is_namespaced() {
+        let namespace = namespace.filter(|name| !name.is_null() && name != "");
+        let namespace = namespace.unwrap_or_else(|| kubelet::NAMESPACE.into());
+        metadata.insert("namespace".into(), namespace);
+    }
+    Ok(Document { key: Key::of(&value)?, kind, value })
+}
+
+/// What of the documents is ignored, one sentence each. Refused is what an API server would not
+/// take, and what a person has no business to write.
+pub fn check(documents: &[Document]) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    let mut refused = Vec::new();
+    for (index, document) in documents.iter().enumerate() {
+        let key = &document.key;
+        if documents[..index].iter().any(|earlier| earlier.key == *key) {
+            refused.push(format!("{key}: is there twice: remove one of the two"));
+            continue;
+        }
+        match check_one(document) {
+            Ok(more) => warnings.extend(more.into_iter().map(|one| format!("{key}: {one}"))),
+            Err(error) => refused.push(format!("{key}: {error:#}")),
+        }
+    }
+    if refused.is_empty() { Ok(warnings) } else { Err(Refused(refused).into()) }
+}
+
+fn check_one(document: &Document) -> Result<Vec<String>> {
+    let (kind, value) = (document.kind, &document.value);
     match kind {
         Kind::Service
         | Kind::Node
@@ -129,61 +174,36 @@ fn check(mut value: Value) -> Result<Document> {
             bail!("the lab makes its {kind} objects itself: see --pods-per-node");
         }
     }
-    if kind.is_namespaced() {
-        let metadata = value["metadata"].as_object_mut().context("metadata is no object")?;
-        metadata.entry("namespace").or_insert_with(|| kubelet::NAMESPACE.into());
-    }
-    let key = Key::of(&value)?;
-    match object {
-        Object::Service(service) => check_service(&service).with_context(|| key.to_string())?,
-        Object::ClusterNetwork(_) if key.name != "default" => {
-            bail!("{key}: the one that counts is called default");
+    let warnings = manifest::check(kind, value).map_err(|error| anyhow!(error.why))?;
+    match Object::from_json(brought(document))? {
+        Object::Service(service) => {
+            if let Some(violation) = validation::service(&service).into_iter().next() {
+                bail!(violation);
+            }
+        }
+        Object::ClusterNetwork(_) if document.key.name != "default" => {
+            bail!("the one that counts is called default");
         }
         _ => {}
     }
-    Ok(Document { key, kind, value })
+    Ok(warnings)
 }
 
-/// What an API server would refuse and the planner therefore never sees.
-fn check_service(service: &Service) -> Result<()> {
-    let spec = &service.spec;
-    let kinds = ["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"];
-    let kind = spec.service_type.as_deref().unwrap_or("ClusterIP");
-    if !kinds.contains(&kind) {
-        let near = host::near(kind, kinds).map_or_else(String::new, |near| format!(": {near}?"));
-        bail!("spec.type {kind:?} is not one of {}{near}", kinds.join(", "));
-    }
-    if spec.ports.is_empty() && kind != "ExternalName" {
-        bail!("spec.ports is empty");
-    }
-    for (index, port) in spec.ports.iter().enumerate() {
-        if !(1..=65535).contains(&port.port) {
-            bail!("spec.ports[{index}].port {} is not 1 to 65535", port.port);
-        }
-        let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        if !["TCP", "UDP", "SCTP"].contains(&protocol) {
-            bail!("spec.ports[{index}].protocol {protocol:?} is not TCP, UDP or SCTP");
-        }
-        if spec.ports.len() > 1 && port.name.as_deref().unwrap_or_default().is_empty() {
-            bail!("spec.ports[{index}].name is missing: several ports need names");
-        }
-    }
-    for range in &spec.load_balancer_source_ranges {
-        let good = range.trim().parse::<ipnet::IpNet>().is_ok();
-        if !good {
-            bail!("spec.loadBalancerSourceRanges: {range:?} is no CIDR, like 198.51.100.0/24");
-        }
-    }
-    if let Some(address) = &spec.load_balancer_ip
-        && !address.is_empty()
-        && address.parse::<IpAddr>().is_err()
+/// The object as a person says it. A public address without spec is asked for with all defaults.
+fn brought(document: &Document) -> Value {
+    let mut value = document.value.clone();
+    if document.kind == Kind::PublicIPAddress
+        && let Some(fields) = value.as_object_mut()
     {
-        bail!("spec.loadBalancerIP: {address:?} is no address");
+        if fields.get("spec").is_none_or(Value::is_null) {
+            fields.insert("spec".into(), Value::Object(Map::new()));
+        }
+        fields.remove("status");
     }
-    Ok(())
+    value
 }
 
-/// Writes all documents; nothing, if one of them cannot be.
+/// Writes all documents, which [`check`] has found good; nothing, if one of them cannot be.
 pub fn apply(store: &FileStore, documents: &[Document]) -> Result<Vec<Outcome>> {
     for document in documents.iter().filter(|document| document.kind == Kind::Node) {
         known_node(store, &document.key)?;
@@ -200,14 +220,14 @@ fn known_node(store: &FileStore, key: &Key) -> Result<()> {
     let nodes = store.list("Node")?;
     let names: Vec<&str> =
         nodes.iter().filter_map(|node| node.pointer("/metadata/name")?.as_str()).collect();
-    match host::near(&key.name, names.iter().copied()) {
+    match nearest(&key.name, names.iter().copied()) {
         Some(near) => bail!("no node {:?} in the lab: did you mean {near}?", key.name),
         None => bail!("no node {:?} in the lab; there is {}", key.name, names.join(", ")),
     }
 }
 
 fn apply_one(store: &FileStore, document: &Document) -> Result<Outcome> {
-    let mut document = document.clone();
+    let mut document = Document { value: brought(document), ..document.clone() };
     if document.kind == Kind::Service {
         fill_in(store, &document.key, &mut document.value)?;
     }
@@ -236,7 +256,7 @@ fn apply_one(store: &FileStore, document: &Document) -> Result<Outcome> {
 /// are given.
 fn fill_in(store: &FileStore, key: &Key, value: &mut Value) -> Result<()> {
     let read = |value: &Value| -> Result<Service> {
-        serde_json::from_value(value.clone()).with_context(|| key.to_string())
+        manifest::reread(value).map_err(|error| anyhow!("{key}: {error}"))
     };
     let mut services = Vec::new();
     let mut old = None;
@@ -257,7 +277,7 @@ fn fill_in(store: &FileStore, key: &Key, value: &mut Value) -> Result<()> {
                 .spec
                 .ports
                 .iter()
-                .find(|other| (other.port, &other.protocol) == (port.port, &port.protocol));
+                .find(|other| (other.port, other.protocol()) == (port.port, port.protocol()));
             port.node_port = same.and_then(|port| port.node_port);
         }
         if new.spec.health_check_node_port.is_none() {
@@ -383,34 +403,75 @@ mod tests {
     #[test]
     fn ordinary_kubernetes_yaml_is_read() {
         let text = format!("# two of them\n{WEB}---\n{}", WEB.replace("name: web", "name: shop"));
-        let names: Vec<String> = read(&text).unwrap().iter().map(Document::name).collect();
+        let names: Vec<String> = documents(&text).iter().map(Document::name).collect();
         assert_eq!(names, ["service/web", "service/shop"]);
     }
 
     #[test]
     fn a_mistake_is_named_in_one_line_and_nothing_is_written() {
         for (text, expected) in [
-            ("kind: [", "document 1 is not YAML"),
+            ("kind: [", "not YAML: line 2"),
             ("just words", "not an object"),
             ("", "no object"),
             ("apiVersion: v1\nkind: Servce\nmetadata: {name: a}", "did you mean Service?"),
             (&WEB.replace("v1", "v2"), "apiVersion"),
             (&WEB.replace("{name: web}", "{}"), "metadata.name is empty"),
-            (&WEB.replace("port: 80", "port: 99999"), "spec.ports[0].port 99999"),
-            (&WEB.replace("LoadBalancer", "Loadbalancer"), "LoadBalancer?"),
-            (&format!("{WEB}  loadBalancerSourceRanges: [everyone]\n"), "\"everyone\" is no CIDR"),
+            (&WEB.replace("port: 80", "port: 99999"), "spec.ports[0].port: Invalid value: 99999"),
+            (
+                &WEB.replace("LoadBalancer", "Loadbalancer"),
+                "spec.type: Unsupported value: \"Loadbalancer\"",
+            ),
+            (&format!("{WEB}  loadBalancerSourceRanges: [everyone]\n"), "everyone"),
             ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}", "makes its Pod objects itself"),
         ] {
-            let error = format!("{:#}", read(text).unwrap_err());
+            let read = read(text.as_bytes()).and_then(|read| check(&read.documents));
+            let error = format!("{:#}", read.unwrap_err());
             assert!(error.contains(expected), "{text:?} gives {error:?}");
             assert!(!error.contains('\n'), "{error:?}");
         }
     }
 
     #[test]
+    fn what_kubectl_reads_is_taken_and_deleted_by_kind_and_name() {
+        let (_directory, store) = store();
+        let list = "\u{feff}apiVersion: v1\r\nkind: ServiceList\r\nitems:\r\n\
+                    - metadata: {name: a}\r\n  \
+                      spec: {<<: {type: LoadBalancer}, ports: [{port: 80, nodePort: 0}]}\r\n";
+        let utf16: Vec<u8> = list.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for bytes in [list.as_bytes(), &utf16] {
+            let list = read(bytes).unwrap().documents;
+            check(&list).unwrap();
+            apply(&store, &list).unwrap();
+            let key = Key::namespaced("Service", "default", "a");
+            let service = store.get(&key).unwrap().unwrap();
+            assert_eq!(service["spec"]["type"], "LoadBalancer");
+            assert!(service["spec"]["ports"][0]["nodePort"].as_u64().unwrap() >= 30_000);
+            for namespace in ["", ", namespace: default", ", namespace: ''", ", namespace: null"] {
+                let text =
+                    format!("{{apiVersion: v1, kind: Service, metadata: {{name: a{namespace}}}}}");
+                let named = read(text.as_bytes()).unwrap().documents;
+                assert_eq!(delete(&store, &named).unwrap(), [Outcome::Deleted]);
+                assert_eq!(store.get(&key).unwrap(), None);
+                apply(&store, &list).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn all_that_is_refused_is_named_at_once() {
+        let wrong = WEB.replace("80", "0").replace("LoadBalancer", "loadbalancer");
+        let text = format!("{WEB}---\n{WEB}---\n{}", wrong.replace("name: web", "name: shop"));
+        let read = read(text.as_bytes()).unwrap();
+        let Refused(lines) = check(&read.documents).unwrap_err().downcast().unwrap();
+        let [twice, wrong] = &lines[..] else { panic!("{lines:?}") };
+        assert_eq!(twice, "Service default/web: is there twice: remove one of the two");
+        assert!(wrong.starts_with("Service default/shop: spec."), "{wrong}");
+    }
+
+    #[test]
     fn applying_keeps_what_others_wrote_on_the_object() {
         let (_directory, store) = store();
-        let documents = read(WEB).unwrap();
+        let documents = documents(WEB);
         assert_eq!(apply(&store, &documents).unwrap(), [Outcome::Created]);
         let key = Key::namespaced("Service", "default", "web");
         let status = serde_json::json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
@@ -422,7 +483,7 @@ mod tests {
             })
             .unwrap();
         assert_eq!(apply(&store, &documents).unwrap(), [Outcome::Unchanged]);
-        let other = read(&WEB.replace("port: 80", "port: 81")).unwrap();
+        let other = self::documents(&WEB.replace("port: 80", "port: 81"));
         assert_eq!(apply(&store, &other).unwrap(), [Outcome::Configured]);
         let service = store.get(&key).unwrap().unwrap();
         assert_eq!(service["status"], status);
@@ -436,7 +497,7 @@ mod tests {
         let kubelets = "{apiVersion: v1, kind: Node, metadata: {name: node1, labels: {a: b}}}";
         store.put(serde_norway::from_str(kubelets).unwrap()).unwrap();
         let text = "{apiVersion: v1, kind: Node, metadata: {name: node1, annotations: {c: d}}}";
-        let documents = read(text).unwrap();
+        let documents = documents(text);
         assert_eq!(apply(&store, &documents).unwrap(), [Outcome::Configured]);
         let key = Key::cluster("Node", "node1");
         let node = store.get(&key).unwrap().unwrap();
@@ -445,9 +506,15 @@ mod tests {
         delete(&store, &documents).unwrap();
         let node = store.get(&key).unwrap().unwrap();
         assert_eq!(node["metadata"]["annotations"], serde_json::json!({}));
-        let unknown = read(&text.replace("node1", "node2")).unwrap();
+        let unknown = self::documents(&text.replace("node1", "node2"));
         let error = apply(&store, &unknown).unwrap_err().to_string();
         assert_eq!(error, "no node \"node2\" in the lab: did you mean node1?");
+    }
+
+    fn documents(text: &str) -> Vec<Document> {
+        let documents = read(text.as_bytes()).unwrap().documents;
+        check(&documents).unwrap();
+        documents
     }
 
     fn store() -> (tempfile::TempDir, FileStore) {

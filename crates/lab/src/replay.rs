@@ -323,12 +323,15 @@ impl Stage<'_> {
     }
 
     fn apply(&self, document: &Value) -> Result<()> {
-        manifest::apply(&self.lab.store(), &manifest::read(&document.to_string())?)?;
+        let read = manifest::read(document.to_string().as_bytes())?;
+        manifest::check(&read.documents)?;
+        manifest::apply(&self.lab.store(), &read.documents)?;
         ready::in_force(&self.lab)
     }
 
     fn delete(&self, document: &Value) -> Result<()> {
-        manifest::delete(&self.lab.store(), &manifest::read(&document.to_string())?)?;
+        let read = manifest::read(document.to_string().as_bytes())?;
+        manifest::delete(&self.lab.store(), &read.documents)?;
         ready::in_force(&self.lab)
     }
 

@@ -14,6 +14,7 @@
 //! ```
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use datapath::limits::FLOW_ENTRIES_DEFAULT;
@@ -164,7 +165,8 @@ pub fn build_node(place: &Place, settings: &Settings, node: u8) -> Result<()> {
     let port = Host::Node(node).to_string();
     let router = place.namespace(Host::Router);
     command::ip(Some(&router), &join_lan(&port))?;
-    hosts.into_iter().try_for_each(|host| up(place, settings, host))
+    hosts.into_iter().try_for_each(|host| up(place, settings, host))?;
+    tell_address(place, Host::Node(node))
 }
 
 /// Tells everybody else the way to a new node's pods.
@@ -315,7 +317,7 @@ fn up(place: &Place, settings: &Settings, host: Host) -> Result<()> {
         Host::Mux(mux) => {
             lines.push(format!("addr add {}/30 dev eth0", host.address()));
             lines.push("link set eth0 up".to_owned());
-            lines.push(mux_route(mux));
+            lines.push(mux_route(mux, settings.mtu));
         }
         Host::Appliance => {
             lines.push(format!("addr add {}/24 dev eth0", host.address()));
@@ -332,7 +334,7 @@ fn up(place: &Place, settings: &Settings, host: Host) -> Result<()> {
         Host::Node(number) => {
             lines.push(format!("addr add {}/24 dev eth0", host.address()));
             lines.push("link set eth0 up".to_owned());
-            lines.push(default_route(host::LAN_GATEWAY));
+            lines.push(default_route(host::LAN_GATEWAY, settings.mtu));
             lines.push(format!("route add 10.2.0.0/16 via {}", host::LAN_GATEWAY));
             for other in settings.nodes().into_iter().filter(|other| *other != host) {
                 let Host::Node(other_number) = other else { continue };
@@ -349,7 +351,7 @@ fn up(place: &Place, settings: &Settings, host: Host) -> Result<()> {
             lines.push(format!("addr add {}/32 dev eth0", host.address()));
             lines.push("link set eth0 up".to_owned());
             lines.push(format!("route add {} dev eth0 scope link", host::POD_GATEWAY));
-            lines.push(format!("route add default via {} mtu 1500", host::POD_GATEWAY));
+            lines.push(default_route(host::POD_GATEWAY, settings.mtu));
         }
     }
     command::ip(Some(&name), &lines)?;
@@ -359,20 +361,45 @@ fn up(place: &Place, settings: &Settings, host: Host) -> Result<()> {
     Ok(())
 }
 
-fn mux_route(mux: u8) -> String {
-    format!("route replace default via {} mtu 1500", host::mux_gateway(mux))
+fn mux_route(mux: u8, mtu: u16) -> String {
+    default_route(host::mux_gateway(mux), mtu)
 }
 
-/// A node's way out. Larger packets than the outside takes would only be cut up by the router.
-fn default_route(gateway: Ipv4Addr) -> String {
-    format!("route replace default via {gateway} mtu 1500")
+/// A way out, by links of `mtu`. Larger packets than the outside takes would only be cut up by the
+/// router, and larger ones than the links take would be lost without a word.
+fn default_route(gateway: Ipv4Addr, mtu: u16) -> String {
+    format!("route replace default via {gateway} mtu {}", mtu.min(MTU_OUTSIDE))
 }
 
 /// Points the nodes' default routes to `gateway`.
-pub fn route_nodes(place: &Place, nodes: &[Host], gateway: Ipv4Addr) -> Result<()> {
-    nodes
+pub fn route_nodes(place: &Place, settings: &Settings, gateway: Ipv4Addr) -> Result<()> {
+    let route = default_route(gateway, settings.mtu);
+    settings
+        .nodes()
         .iter()
-        .try_for_each(|node| command::ip(Some(&place.namespace(*node)), &[default_route(gateway)]))
+        .try_for_each(|node| command::ip(Some(&place.namespace(*node)), &[route.clone()]))
+}
+
+/// Has a node say which link-layer address it has now: whoever knew the old one would send there
+/// for long. It can be heard from when the router's port forwards.
+fn tell_address(place: &Place, node: Host) -> Result<()> {
+    /// Looks at the port at most, and what lies between.
+    const LOOKS: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(20);
+    let (router, own, port) =
+        (place.namespace(Host::Router), place.namespace(node), node.to_string());
+    for _ in 0..LOOKS {
+        let shown = command::run("ip", &["-n", &router, "-d", "link", "show", &port])?;
+        if shown.contains("state forwarding") {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    let shown = command::run("ip", &["-n", &own, "-o", "link", "show", "eth0"])?;
+    let mut words = shown.split_whitespace().skip_while(|word| *word != "link/ether");
+    let address = words.nth(1).with_context(|| format!("{node} has no link-layer address"))?;
+    // With `arp_notify` the kernel tells of an address that is set, though it is the old one.
+    command::ip(Some(&own), &[format!("link set eth0 address {address}")])
 }
 
 /// The appliance's own translation, which is none of ours.
@@ -425,10 +452,10 @@ pub fn unplug(place: &Place, node: Host) -> Result<()> {
 }
 
 /// Brings the link back, with the routes that went with it.
-pub fn mend(place: &Place, host: Host) -> Result<()> {
+pub fn mend(place: &Place, settings: &Settings, host: Host) -> Result<()> {
     match host {
         Host::Mux(number) => {
-            let lines = ["link set eth0 up".to_owned(), mux_route(number)];
+            let lines = ["link set eth0 up".to_owned(), mux_route(number, settings.mtu)];
             command::ip(Some(&place.namespace(host)), &lines)
         }
         _ => port(place, host, "up"),

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::kubernetes::ObjectMeta;
+use crate::kubernetes::{ObjectMeta, zero_is_none};
 use crate::resources::{IpTag, SubResource, Tags};
 
 /// `apiVersion` of the kinds.
@@ -557,8 +557,11 @@ pub struct PublicIPAddress {
 #[serde(rename_all = "camelCase", default)]
 pub struct PublicIPAddressSpec {
     /// The address; none given: the next one of the pool.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "address_or_none", skip_serializing_if = "Option::is_none")]
     pub ip_address: Option<IpAddr>,
+    /// The resource group that it counts as being in; none given: the cluster's.
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
+    pub resource_group: Option<String>,
     /// `IPv4` (default) or `IPv6`.
     #[serde(rename = "publicIPAddressVersion", skip_serializing_if = "Option::is_none")]
     #[serde(alias = "publicIpAddressVersion", alias = "ipFamily")]
@@ -575,4 +578,13 @@ pub struct PublicIPAddressSpec {
     /// Zones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub zones: Vec<String>,
+}
+
+/// Reads an address; an empty text is none.
+fn address_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    let text: Option<String> = zero_is_none(deserializer)?;
+    text.map(|text| {
+        text.parse().map_err(|_| D::Error::custom(format!("{text:?}: must be an IP address")))
+    })
+    .transpose()
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// What every object has.
@@ -11,33 +11,34 @@ use serde_json::Value;
 #[serde(rename_all = "camelCase", default)]
 pub struct ObjectMeta {
     /// Name.
+    #[serde(deserialize_with = "null_is_default")]
     pub name: String,
     /// Namespace; none for cluster-wide objects.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// Unique id, given by the API server.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
     /// Labels.
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "texts", skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// Annotations.
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "texts", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     /// What must be done before the object may go.
     #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub finalizers: Vec<String>,
     /// When it was created, RFC 3339 in UTC (sorts as text).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub creation_timestamp: Option<String>,
     /// When its deletion was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub deletion_timestamp: Option<String>,
     /// Counts changes of the spec.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
     /// Changes with every write.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub resource_version: Option<String>,
 }
 
@@ -49,12 +50,41 @@ impl ObjectMeta {
 }
 
 /// Reads `null` as the empty value, as the API server does.
-fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
-    D: serde::Deserializer<'de>,
+    D: Deserializer<'de>,
     T: Default + Deserialize<'de>,
 {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Reads the empty value (`""`, 0) as none, as the API server does with every optional field that
+/// is no pointer to it.
+pub(crate) fn zero_is_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + PartialEq + Deserialize<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.filter(|value| *value != T::default()))
+}
+
+/// Reads a map of texts; one that is `null` is empty.
+fn texts<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let texts = Option::<BTreeMap<String, Option<String>>>::deserialize(deserializer)?;
+    let texts = texts.unwrap_or_default().into_iter();
+    Ok(texts.map(|(key, text)| (key, text.unwrap_or_default())).collect())
+}
+
+/// Reads a port by number or name; 0 and `""` are none.
+fn port_or_name<'de, D>(deserializer: D) -> Result<Option<Value>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let value = Option::<Value>::deserialize(deserializer)?;
+    Ok(value.filter(|value| value.as_i64() != Some(0) && value.as_str() != Some("")))
 }
 
 /// A Service.
@@ -62,10 +92,13 @@ where
 #[serde(rename_all = "camelCase", default)]
 pub struct Service {
     /// Name, annotations, age.
+    #[serde(deserialize_with = "null_is_default")]
     pub metadata: ObjectMeta,
     /// What is wanted.
+    #[serde(deserialize_with = "null_is_default")]
     pub spec: ServiceSpec,
     /// What was given.
+    #[serde(deserialize_with = "null_is_default")]
     pub status: ServiceStatus,
 }
 
@@ -74,16 +107,24 @@ pub struct Service {
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceSpec {
     /// `LoadBalancer`, `NodePort`, `ClusterIP` or `ExternalName`.
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "zero_is_none",
+        rename = "type",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub service_type: Option<String>,
     /// Ports.
     #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<ServicePort>,
     /// Labels of the pods.
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "texts", skip_serializing_if = "BTreeMap::is_empty")]
     pub selector: BTreeMap<String, String>,
     /// Address inside the cluster.
-    #[serde(rename = "clusterIP", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "zero_is_none",
+        rename = "clusterIP",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub cluster_ip: Option<String>,
     /// Addresses inside the cluster, one a family.
     #[serde(
@@ -93,14 +134,30 @@ pub struct ServiceSpec {
     )]
     pub cluster_ips: Vec<String>,
     /// `Cluster` (default) or `Local`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub external_traffic_policy: Option<String>,
     /// Port on which a node says whether it has ready pods, for `Local`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub health_check_node_port: Option<i64>,
     /// `None` or `ClientIP`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub session_affinity: Option<String>,
+    /// Settings of `ClientIP`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_affinity_config: Option<SessionAffinityConfig>,
+    /// `Cluster` (default) or `Local`, for traffic from inside the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub internal_traffic_policy: Option<String>,
+    /// More addresses that somebody else leads to the nodes.
+    #[serde(
+        rename = "externalIPs",
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub external_ips: Vec<String>,
+    /// The name that an `ExternalName` Service stands for.
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
+    pub external_name: Option<String>,
     /// `IPv4`, `IPv6`, or both in order of preference.
     #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub ip_families: Vec<String>,
@@ -108,7 +165,11 @@ pub struct ServiceSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_family_policy: Option<String>,
     /// The address asked for.
-    #[serde(rename = "loadBalancerIP", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "zero_is_none",
+        rename = "loadBalancerIP",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub load_balancer_ip: Option<String>,
     /// Who may connect.
     #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
@@ -121,27 +182,53 @@ pub struct ServiceSpec {
     pub allocate_load_balancer_node_ports: Option<bool>,
 }
 
+/// Settings of session affinity.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SessionAffinityConfig {
+    /// Of `ClientIP`.
+    #[serde(rename = "clientIP", skip_serializing_if = "Option::is_none")]
+    pub client_ip: Option<ClientIpConfig>,
+}
+
+/// Settings of session affinity by the client's address.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientIpConfig {
+    /// How long a client that is silent is remembered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<i64>,
+}
+
 /// One port of a Service.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServicePort {
     /// Name, unique in the Service.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// `TCP` (default), `UDP` or `SCTP`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
     /// What is spoken on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_protocol: Option<String>,
     /// Port at the Service's addresses.
+    #[serde(deserialize_with = "null_is_default")]
     pub port: i64,
     /// Port at the pods, by number or name.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "port_or_name", skip_serializing_if = "Option::is_none")]
     pub target_port: Option<Value>,
     /// Port at every node.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub node_port: Option<i64>,
+}
+
+impl ServicePort {
+    /// The protocol; TCP where none is given.
+    pub fn protocol(&self) -> &str {
+        self.protocol.as_deref().unwrap_or("TCP")
+    }
 }
 
 /// What a Service was given.
@@ -149,6 +236,7 @@ pub struct ServicePort {
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceStatus {
     /// Its addresses outside the cluster.
+    #[serde(deserialize_with = "null_is_default")]
     pub load_balancer: LoadBalancerStatus,
 }
 
@@ -166,10 +254,10 @@ pub struct LoadBalancerStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancerIngress {
     /// The address.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,
     /// A name instead of an address; never given here.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
 }
 
@@ -178,10 +266,13 @@ pub struct LoadBalancerIngress {
 #[serde(rename_all = "camelCase", default)]
 pub struct Node {
     /// Name, labels, uid.
+    #[serde(deserialize_with = "null_is_default")]
     pub metadata: ObjectMeta,
     /// What was decided about it.
+    #[serde(deserialize_with = "null_is_default")]
     pub spec: NodeSpec,
     /// What it says of itself.
+    #[serde(deserialize_with = "null_is_default")]
     pub status: NodeStatus,
 }
 
@@ -190,10 +281,18 @@ pub struct Node {
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeSpec {
     /// The machine behind it.
-    #[serde(rename = "providerID", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "zero_is_none",
+        rename = "providerID",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub provider_id: Option<String>,
     /// Pod addresses of the node.
-    #[serde(rename = "podCIDR", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "zero_is_none",
+        rename = "podCIDR",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub pod_cidr: Option<String>,
     /// Pod addresses of the node, one entry a family.
     #[serde(
@@ -215,12 +314,13 @@ pub struct NodeSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct Taint {
     /// Key.
+    #[serde(deserialize_with = "null_is_default")]
     pub key: String,
     /// Value.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
     /// Effect.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "zero_is_none", skip_serializing_if = "Option::is_none")]
     pub effect: Option<String>,
 }
 
@@ -244,9 +344,10 @@ pub struct NodeStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeAddress {
     /// `InternalIP`, `ExternalIP`, `Hostname`, ...
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "null_is_default")]
     pub address_type: String,
     /// The address.
+    #[serde(deserialize_with = "null_is_default")]
     pub address: String,
 }
 
@@ -255,9 +356,10 @@ pub struct NodeAddress {
 #[serde(rename_all = "camelCase", default)]
 pub struct Condition {
     /// Which.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "null_is_default")]
     pub condition_type: String,
     /// `True`, `False` or `Unknown`.
+    #[serde(deserialize_with = "null_is_default")]
     pub status: String,
 }
 
@@ -266,7 +368,7 @@ pub struct Condition {
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeInfo {
     /// Changes when the machine is installed anew.
-    #[serde(rename = "machineID")]
+    #[serde(rename = "machineID", deserialize_with = "null_is_default")]
     pub machine_id: String,
 }
 

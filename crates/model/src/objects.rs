@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::cluster::{self, ClusterNetwork, ClusterNetworkSpec, PublicIPPool};
 use crate::kubernetes::{Node, ObjectMeta, Service};
+use crate::manifest;
 use crate::pods::{EndpointSlice, Pod};
 use crate::resources::{
     LoadBalancer, NatGateway, NetworkSecurityGroup, PublicIPAddress, PublicIPPrefix, Resources,
@@ -240,14 +241,13 @@ pub enum ObjectError {
         /// The name.
         name: String,
         /// What is wrong.
-        error: serde_json::Error,
+        error: String,
     },
 }
 
 /// One object.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "each variant is the kind of its content")]
-#[expect(clippy::large_enum_variant, reason = "objects are few and short-lived")]
 pub enum Object {
     ClusterNetwork(ClusterNetwork),
     PublicIPPool(PublicIPPool),
@@ -279,11 +279,8 @@ pub struct PublicIPObject {
 }
 
 fn read<T: DeserializeOwned>(kind: Kind, name: &str, value: Value) -> Result<T, ObjectError> {
-    serde_json::from_value(value).map_err(|error| ObjectError::Field {
-        kind,
-        name: name.to_owned(),
-        error,
-    })
+    let read = manifest::reread(&value);
+    read.map_err(|error| ObjectError::Field { kind, name: name.to_owned(), error })
 }
 
 fn write<T: Serialize>(value: &T) -> Value {

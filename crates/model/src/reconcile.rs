@@ -14,16 +14,17 @@ use ipnet::Ipv4Net;
 use crate::addresses;
 use crate::allocation::listener_blocks;
 use crate::decide::{Outbound, decide_among};
+use crate::draining;
 pub use crate::event::Event;
 use crate::kubernetes::Node;
 use crate::lease::{
-    Books, Demand, Drained, LISTENER_WAIT_SECONDS, Lease, Millis, PortRange, REST_SECONDS, Refusal,
-    Resting, Settings, Situation, settle,
+    Books, Demand, LISTENER_WAIT_SECONDS, Lease, Millis, PortRange, REST_SECONDS, Refusal, Resting,
+    Settings, Situation, settle,
 };
 use crate::members::Members;
 use crate::method::Protocol;
 use crate::objects::{DEFAULT, Kind, Object, ObjectKey, Objects};
-use crate::runtime::{NodeNetwork, NodeOutbound, fingerprint};
+use crate::runtime::{NodeNetwork, NodeNetworkStatus, NodeOutbound, fingerprint};
 use crate::services::plan_services;
 
 /// Something to write.
@@ -83,11 +84,12 @@ pub fn reconcile(before: &Objects, now: Millis, seed: u64) -> Vec<Write> {
     let Some(cluster) = before.cluster_networks.get(DEFAULT) else { return Vec::new() };
     let mut step = Step { after: before.clone(), now, settings: settings(before), events: vec![] };
     step.end_rests();
-    step.events = plan_services(&mut step.after, cluster.clone());
+    step.events = plan_services(&mut step.after, cluster.clone(), now);
     step.rest_what_is_gone(before);
     step.prepare_node_networks();
     let refused = addresses::assign(&mut step.after, &step.settings, now, seed);
     step.settle_leases(before, &refused);
+    step.events.extend(draining::settle(before, &mut step.after, now));
     writes(before, &step.after, step.events)
 }
 
@@ -149,63 +151,30 @@ impl Step {
         before: &Objects,
         refused: &BTreeMap<String, addresses::AddressRefused>,
     ) {
-        let mut demands = BTreeMap::new();
+        let demands = self.decide_ways_out();
         let mut refusals: BTreeMap<String, BTreeMap<String, String>> = refused
             .iter()
             .map(|(node, problem)| {
                 (node.clone(), BTreeMap::from([(problem.reason().into(), problem.to_string())]))
             })
             .collect();
-        let names: Vec<String> = self.after.nodes.keys().cloned().collect();
-        let members = Members::new(&self.after);
-        for name in &names {
-            let outbounds = Protocol::ALL.map(|protocol| {
-                (protocol, decide_among(&self.after, &members, &self.settings, name, protocol))
-            });
-            demands.insert(name.clone(), node_demands(&outbounds));
-            if let Some(network) = self.after.node_networks.get_mut(name) {
-                network.spec.outbound = outbounds
-                    .iter()
-                    .map(|(protocol, outbound)| node_outbound(*protocol, outbound))
-                    .collect();
-            }
-        }
         let mut books = books(&self.after);
         let listeners = listeners(&self.after);
         books.resting.extend(self.rest_listeners(before, &listeners));
-        let drained: BTreeMap<String, Vec<Drained>> = self
-            .after
-            .node_networks
-            .iter()
-            .map(|(name, network)| (name.clone(), network.status.drained.clone()))
-            .collect();
-        let applied: BTreeMap<String, u32> = self
-            .after
-            .node_networks
-            .iter()
-            .map(|(name, network)| (name.clone(), network.status.applied_epoch))
-            .collect();
-        let silent: BTreeSet<String> = self
-            .after
-            .node_networks
-            .iter()
-            .filter(|(_, network)| network.is_silent(self.now))
-            .map(|(name, _)| name.clone())
-            .collect();
-        let settlement = settle(
-            &books,
-            &Situation {
-                settings: &self.settings,
-                demands: &demands,
-                addresses: &live_addresses(&self.after),
-                listeners: &listeners,
-                drained: &drained,
-                applied: &applied,
-                silent: &silent,
-                acknowledged: acknowledged(&self.after, self.now),
-                now: self.now,
-            },
-        );
+        let networks = self.after.node_networks.iter();
+        let silent = networks.filter(|(_, network)| network.is_silent(self.now));
+        let situation = Situation {
+            settings: &self.settings,
+            demands: &demands,
+            addresses: &live_addresses(&self.after),
+            listeners: &listeners,
+            drained: &said(&self.after, |status| status.drained.clone()),
+            applied: &said(&self.after, |status| status.applied_epoch),
+            silent: &silent.map(|(name, _)| name.clone()).collect(),
+            acknowledged: acknowledged(&self.after, self.now),
+            now: self.now,
+        };
+        let settlement = settle(&books, &situation);
         for (node, refusal) in &settlement.refusals {
             let entry = refusals.entry(node.clone()).or_default();
             entry.insert(refusal_reason(refusal).into(), refusal.to_string());
@@ -222,6 +191,26 @@ impl Step {
             });
         }
         self.write_books(before, settlement.books, &refusals);
+    }
+
+    /// Writes down how each node leaves; what it should hold for that.
+    fn decide_ways_out(&mut self) -> BTreeMap<String, Vec<Demand>> {
+        let names: Vec<String> = self.after.nodes.keys().cloned().collect();
+        let members = Members::new(&self.after);
+        let mut demands = BTreeMap::new();
+        for name in names {
+            let outbounds = Protocol::ALL.map(|protocol| {
+                (protocol, decide_among(&self.after, &members, &self.settings, &name, protocol))
+            });
+            if let Some(network) = self.after.node_networks.get_mut(&name) {
+                network.spec.outbound = outbounds
+                    .iter()
+                    .map(|(protocol, outbound)| node_outbound(*protocol, outbound))
+                    .collect();
+            }
+            demands.insert(name, node_demands(&outbounds));
+        }
+        demands
     }
 
     /// Ports on which nobody listens any more rest like others that had users.
@@ -281,6 +270,12 @@ impl Step {
             mux.spec.fingerprint = print;
         }
     }
+}
+
+/// Something that each node says.
+fn said<T>(objects: &Objects, what: impl Fn(&NodeNetworkStatus) -> T) -> BTreeMap<String, T> {
+    let networks = objects.node_networks.iter();
+    networks.map(|(name, network)| (name.clone(), what(&network.status))).collect()
 }
 
 fn node_address(node: &Node) -> Option<Ipv4Addr> {

@@ -114,6 +114,9 @@ pub struct NodeNetworkStatus {
     pub used_ports: u32,
     /// Order about the tags of wrapped packets that the kernel's tables hold.
     pub tag_epoch: u32,
+    /// Flows that leave by each public address.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub flows: BTreeMap<Ipv4Addr, u32>,
     /// What keeps the agent from looking after its programs, while something does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
@@ -192,6 +195,17 @@ pub struct PortInventory {
     pub spec: PortInventorySpec,
 }
 
+/// An address that is kept for the flows that it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Draining {
+    /// Minutes of silence after which the last of them is over.
+    pub idle_minutes: u32,
+    /// When it goes whatever is left; none, as long as a node may open new ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Millis>,
+}
+
 /// The books of a [`PortInventory`]; the controller writes them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -204,6 +218,9 @@ pub struct PortInventorySpec {
     /// Addresses that rest, and until when.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub resting_addresses: BTreeMap<Ipv4Addr, Millis>,
+    /// Managed addresses that are kept for the flows that they have.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub draining: BTreeMap<Ipv4Addr, Draining>,
     /// What was said of objects that are wrong or odd, so that it is said once.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub told: BTreeMap<String, BTreeSet<String>>,

@@ -8,15 +8,22 @@ use std::net::IpAddr;
 
 use crate::addresses::node_addresses;
 use crate::cluster::ClusterNetwork;
+use crate::draining;
 use crate::event::Event;
+use crate::lease::Millis;
 use crate::objects::{DEFAULT, Kind, ObjectKey, Objects};
 use crate::planner::{Plan, PlanInput, plan};
 
 /// Brings resources and Services in line with each other, in `objects`; what is to be told.
-pub(crate) fn plan_services(objects: &mut Objects, cluster: ClusterNetwork) -> Vec<Event> {
+pub(crate) fn plan_services(
+    objects: &mut Objects,
+    cluster: ClusterNetwork,
+    now: Millis,
+) -> Vec<Event> {
     let mut inventory = objects.inventory();
     let resting = inventory.spec.resting_addresses.keys().copied();
-    let taken = node_addresses(objects).into_iter().chain(resting).map(IpAddr::V4).collect();
+    let taken = node_addresses(objects).into_iter().chain(resting);
+    let taken = taken.chain(draining::orphans(objects)).map(IpAddr::V4).collect();
     let input = PlanInput {
         resources: objects.resources.clone(),
         cluster: Some(cluster),
@@ -25,6 +32,7 @@ pub(crate) fn plan_services(objects: &mut Objects, cluster: ClusterNetwork) -> V
         pools: objects.public_ip_pools.values().cloned().collect(),
         public_ips: objects.public_ip_requests.values().cloned().collect(),
         taken,
+        kept: draining::kept(objects, now),
         ..PlanInput::default()
     };
     let plan = plan(input);

@@ -192,6 +192,133 @@ fn case_9_a_managed_nat_gateway_is_made_and_used() {
     assert_eq!(cluster.addresses(1).len(), 2);
 }
 
+/// A cluster whose node holds ports of three managed addresses of `by`, and what takes two of them.
+fn three_addresses(by: &str) -> (Cluster, Value) {
+    let profile = |count: u32| match by {
+        "loadBalancer" => json!({"outboundType": by, "loadBalancerProfile": {
+            "managedOutboundIPs": {"count": count}, "allocatedOutboundPorts": 1024,
+            "idleTimeoutInMinutes": 30}}),
+        _ => json!({"outboundType": by, "natGatewayProfile": {
+            "managedOutboundIPProfile": {"count": count}, "idleTimeoutInMinutes": 30}}),
+    };
+    let mut cluster = Cluster::new(profile(3), 1);
+    let network = cluster.objects.cluster_networks.get_mut("default").unwrap();
+    network.metadata.annotations.insert("deguchi.io/snat-ports".into(), "1024-1535".into());
+    cluster.settle();
+    (cluster, profile(1))
+}
+
+fn managed_addresses(cluster: &Cluster) -> Vec<std::net::Ipv4Addr> {
+    let ips = cluster.objects.resources.public_ip_addresses.values();
+    ips.map(|resource| ip(resource.properties.ip_address.as_deref().unwrap())).collect()
+}
+
+/// The node has read its orders; flows on the addresses are so many each.
+fn node_follows(cluster: &mut Cluster, flows: &[(std::net::Ipv4Addr, u32)]) {
+    let now = cluster.now;
+    let network = cluster.objects.node_networks.get_mut("n1").unwrap();
+    network.status.applied_epoch = network.spec.epoch;
+    network.status.heartbeat = now;
+    network.status.flows = flows.iter().copied().collect();
+}
+
+fn events(writes: &[Write]) -> Vec<String> {
+    let events = writes.iter().filter_map(|write| match write {
+        Write::Event(event) => Some(format!("{}: {}", event.reason, event.message)),
+        _ => None,
+    });
+    events.filter(|text| text.starts_with("OutboundIP")).collect()
+}
+
+#[test]
+fn a_managed_address_that_is_no_longer_counted_is_drained_before_it_is_deleted() {
+    for by in ["loadBalancer", "managedNATGateway"] {
+        let (mut cluster, fewer) = three_addresses(by);
+        let [first, second, third] = managed_addresses(&cluster)[..] else { panic!("{by}") };
+        node_follows(&mut cluster, &[(first, 5), (second, 276)]);
+        let held: u32 = [first, second].map(|ip| usable_ports(&cluster, 1, ip)).iter().sum();
+        assert_eq!(held, 1024, "{by}");
+        cluster.objects.cluster_networks.get_mut("default").unwrap().spec =
+            serde_json::from_value(fewer).unwrap();
+        let writes = cluster.settle();
+        // What no node holds ports of goes at once.
+        assert_eq!(managed_addresses(&cluster), [first, second], "{by}: {third}");
+        assert_eq!(cluster.addresses(1), [first], "{by}");
+        let told = events(&writes);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains(&format!("by {second}; 276 flows")), "{told:?}");
+        // The flows have ended.
+        node_follows(&mut cluster, &[(first, 5)]);
+        drain(&mut cluster);
+        let told = events(&cluster.settle());
+        assert_eq!(managed_addresses(&cluster), [first], "{by}");
+        assert_eq!(
+            told,
+            [format!("OutboundIPReleased: all flows on {second} have ended; it is released")]
+        );
+    }
+}
+
+#[test]
+fn flows_that_do_not_end_keep_an_address_for_an_idle_time_out_after_the_last_new_one() {
+    let (mut cluster, fewer) = three_addresses("loadBalancer");
+    let [first, second, _] = managed_addresses(&cluster)[..] else { panic!() };
+    node_follows(&mut cluster, &[(second, 3)]);
+    cluster.objects.cluster_networks.get_mut("default").unwrap().spec =
+        serde_json::from_value(fewer).unwrap();
+    cluster.settle();
+    // The node says that it is there, but has not read the order.
+    for _ in 0..3 {
+        cluster.wait(1200);
+        cluster.objects.node_networks.get_mut("n1").unwrap().status.heartbeat = cluster.now;
+        cluster.settle();
+        assert_eq!(managed_addresses(&cluster), [first, second]);
+    }
+    node_follows(&mut cluster, &[(second, 3)]);
+    cluster.settle();
+    cluster.wait(1799);
+    cluster.settle();
+    assert_eq!(managed_addresses(&cluster), [first, second]);
+    cluster.wait(1);
+    let told = events(&cluster.settle());
+    assert_eq!(managed_addresses(&cluster), [first]);
+    assert_eq!(
+        told,
+        [format!("OutboundIPGone: 3 flows on {second} end: it was drained for 30 minutes")]
+    );
+}
+
+#[test]
+fn an_address_that_is_counted_again_is_used_again() {
+    let (mut cluster, fewer) = three_addresses("loadBalancer");
+    let more = cluster.objects.cluster_networks["default"].spec.clone();
+    let [first, second, _] = managed_addresses(&cluster)[..] else { panic!() };
+    node_follows(&mut cluster, &[(second, 3)]);
+    cluster.objects.cluster_networks.get_mut("default").unwrap().spec =
+        serde_json::from_value(fewer).unwrap();
+    cluster.settle();
+    cluster.objects.cluster_networks.get_mut("default").unwrap().spec = more;
+    cluster.settle();
+    assert_eq!(managed_addresses(&cluster)[..2], [first, second]);
+    assert_eq!(usable_ports(&cluster, 1, second), 512);
+    assert!(cluster.objects.inventory().spec.draining.is_empty());
+}
+
+#[test]
+fn an_address_whose_resource_somebody_deletes_ends_its_flows_and_says_how_many() {
+    let mut cluster = Cluster::new(json!({"sku": "Standard"}), 1);
+    cluster.settle();
+    let address = cluster.addresses(1)[0];
+    node_follows(&mut cluster, &[(address, 7)]);
+    cluster.remove(Kind::PublicIPAddress, "aks-outbound-1");
+    let writes = cluster.settle();
+    let told = events(&writes);
+    let expected = format!("OutboundIPGone: 7 flows on {address} end: its resource is gone");
+    assert!(told.contains(&expected), "{told:?}");
+    let leases = &cluster.objects.node_networks["n1"].spec.leases;
+    assert!(leases.iter().all(|lease| lease.range.address != address));
+}
+
 #[test]
 fn a_node_asks_its_nat_gateway_for_more_ports_before_it_runs_out() {
     let spec = json!({

@@ -152,7 +152,8 @@ fn bad_documents_say_what_is_wrong() {
     }
     let document = document("ClusterNetwork", "default", json!({"spec": {"sku": "Premium"}}));
     let message = Object::from_json(document).unwrap_err().to_string();
-    assert!(message.starts_with("ClusterNetwork default: InvalidLoadBalancerSku"), "{message}");
+    let start = "ClusterNetwork default: spec.sku: InvalidLoadBalancerSku";
+    assert!(message.starts_with(start), "{message}");
 }
 
 #[test]

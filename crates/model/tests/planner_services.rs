@@ -96,7 +96,8 @@ fn a_probe_port_that_is_a_port_of_the_service_means_its_node_port() {
 fn under_local_udp_uses_the_health_check_probe_too() {
     let mut play = Play::new();
     let mut service = service("a").only_port(53, 30053).port(53, 30054);
-    service.spec.ports[1].protocol = Some("UDP".into());
+    (service.spec.ports[1].protocol, service.spec.ports[1].name) =
+        (Some("UDP".into()), Some("dns".into()));
     let service =
         service.spec(json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": 32100}));
     play.apply([service]);

@@ -5,7 +5,9 @@
 //! 1. no two live flows share address, port and remote end, and no port belongs to two nodes;
 //! 2. a flow opens only on a port that every mux which may receive its answers has for this node;
 //! 3. no step takes a port that carries a flow, unless its node, machine or address is gone; a
-//!    Service that listens there and has waited takes its own port alone.
+//!    Service that listens there and has waited takes its own port alone;
+//! 4. a managed address that is no longer counted goes only when no flow is left on it, or when an
+//!    idle time-out has passed since every node has read so.
 //!
 //! A failing run prints its seed; `SIM_SEED=<seed>` repeats it alone, `SIM_STEPS` makes it longer.
 
@@ -17,6 +19,7 @@ use std::net::Ipv4Addr;
 use cluster::{Cluster, mux_target, node_address};
 use datapath::Ipv4;
 use datapath::tables::{NearVip, Translation, block_flag, owner};
+use model::cluster::LoadBalancerSku;
 use model::lease::{Drained, Millis};
 use model::objects::{Kind, Objects};
 use model::pods::endpoint_slices;
@@ -128,7 +131,8 @@ impl World {
         match choice {
             0..=3 => self.change_nodes(),
             4..=6 => self.change_services(),
-            7..=8 => self.change_pods(),
+            7 => self.change_pods(),
+            8 => self.change_profile(),
             9..=28 => {
                 let stale = self.random.one_in(4);
                 let node = self.random.below(NODES);
@@ -223,6 +227,45 @@ impl World {
         self.slices();
     }
 
+    /// Another number of managed outbound addresses.
+    fn change_profile(&mut self) {
+        let count = 1 + self.random.below(3);
+        let network = self.cluster.objects.cluster_networks.get_mut("default").unwrap();
+        if network.spec.sku == LoadBalancerSku::Standard {
+            let profile = json!({"managedOutboundIPs": {"count": count},
+                                 "allocatedOutboundPorts": 256, "idleTimeoutInMinutes": 4});
+            network.spec.load_balancer_profile = Some(serde_json::from_value(profile).unwrap());
+            self.note(format!("{count} outbound addresses"));
+        }
+    }
+
+    /// Rule 4.
+    fn check_no_drained_address_is_lost(&self, before: &Objects, after: &Objects) {
+        let exist = model::addresses::existing(after);
+        let draining = before.inventory().spec.draining;
+        let drawn = model::addresses::node_addresses(before);
+        let gone = model::addresses::existing(before);
+        // Those of Services and nodes go with them.
+        let is_service = |address: &Ipv4Addr| {
+            let mut ips = before.resources.public_ip_addresses.values();
+            ips.any(|ip| {
+                ip.properties.ip_address.as_deref() == Some(&address.to_string())
+                    && !ip.tags.contains_key("aks-managed-type")
+            })
+        };
+        for address in gone.difference(&exist) {
+            if drawn.contains(address) || is_service(address) {
+                continue;
+            }
+            let is_over = draining.get(address).and_then(|draining| draining.until);
+            let is_over = is_over.is_some_and(|until| until <= self.cluster.now);
+            for (node, agent) in &self.agents {
+                let flows = agent.flows.iter().filter(|flow| flow.address == *address).count();
+                assert!(is_over || flows == 0, "rule 4: node {node} loses {flows} on {address}");
+            }
+        }
+    }
+
     fn slices(&mut self) {
         let objects = &mut self.cluster.objects;
         objects.endpoint_slices = endpoint_slices(objects.services.values(), objects.pods.values());
@@ -243,6 +286,7 @@ impl World {
         let mut whole = before.clone();
         apply(&mut whole, &writes);
         self.check_no_flow_is_cut(&before, &model::addresses::existing(&whole));
+        self.check_no_drained_address_is_lost(&before, &whole);
         self.remember();
     }
 
@@ -264,6 +308,7 @@ impl World {
         agent.tables.flags = tables.flags;
         agent.tables.taken.clone_from(&tables.taken);
         agent.tables.timers = tables.timers;
+        agent.tables.truth.clone_from(&tables.truth);
         assert_eq!(agent.tables, tables, "edits lead to what was wanted");
         // Flows whose ports are no longer held are reset.
         let held: BTreeSet<(Ipv4Addr, u16)> = agent

@@ -562,6 +562,7 @@ impl<'a> Agent<'a> {
             drained: self.drained.clone(),
             used_ports: self.usage.ports_used,
             tag_epoch: self.settings.tag_epoch,
+            flows: self.usage.addresses.iter().map(|(ip, flows)| ((*ip).into(), *flows)).collect(),
         })
     }
 
@@ -573,6 +574,7 @@ impl<'a> Agent<'a> {
             let nearly = NodeNetworkStatus {
                 heartbeat: status.heartbeat,
                 used_ports: status.used_ports,
+                flows: status.flows.clone(),
                 ..said.clone()
             };
             *status == nearly && step(status) == step(said)

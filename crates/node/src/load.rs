@@ -44,12 +44,27 @@ pub static BENCH_OBJECT: &[u8] =
 /// Oldest kernel that has what the programs use.
 pub const KERNEL_MIN: (u32, u32) = (6, 1);
 
+/// Realtime kernels from this one on may run several softirqs on one CPU, one within the other.
+const REALTIME_END: (u32, u32) = (6, 17);
+/// Says 1 on a realtime kernel; others do not have it.
+const REALTIME: &str = "/sys/kernel/realtime";
+
 /// Why the programs are not in the kernel.
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The kernel is too old.
     #[error("kernel {found} is too old: {}.{} or newer is needed", KERNEL_MIN.0, KERNEL_MIN.1)]
     KernelTooOld {
+        /// What runs here.
+        found: String,
+    },
+    /// The kernel lets programs of one CPU interrupt one another.
+    #[error(
+        "kernel {found} is a realtime one (PREEMPT_RT): from {}.{} on they let a program be \
+         interrupted by itself, and its memory is one for each CPU; run another kernel",
+        REALTIME_END.0, REALTIME_END.1
+    )]
+    Realtime {
         /// What runs here.
         found: String,
     },
@@ -156,14 +171,17 @@ pub struct Loaded {
 
 /// Refuses kernels that are too old.
 pub fn check_kernel() -> Result<(), LoadError> {
-    check_release(&kernel_release())
+    let is_realtime = std::fs::read_to_string(REALTIME).is_ok_and(|text| text.trim() == "1");
+    check_release(&kernel_release(), is_realtime)
 }
 
-fn check_release(found: &str) -> Result<(), LoadError> {
-    if release_is_at_least(found, KERNEL_MIN) {
-        Ok(())
-    } else {
-        Err(LoadError::KernelTooOld { found: found.into() })
+fn check_release(found: &str, is_realtime: bool) -> Result<(), LoadError> {
+    if !release_is_at_least(found, KERNEL_MIN) {
+        return Err(LoadError::KernelTooOld { found: found.into() });
+    }
+    match is_realtime && release_is_at_least(found, REALTIME_END) {
+        true => Err(LoadError::Realtime { found: found.into() }),
+        false => Ok(()),
     }
 }
 
@@ -405,12 +423,15 @@ mod tests {
 
     #[test]
     fn an_old_kernel_is_refused_in_one_line() {
-        let refusal = check_release("5.15.0-91-generic").unwrap_err().to_string();
+        let refusal = check_release("5.15.0-91-generic", false).unwrap_err().to_string();
         assert_eq!(refusal, "kernel 5.15.0-91-generic is too old: 6.1 or newer is needed");
-        assert!(check_release("6.1.0-18-amd64").is_ok());
-        assert!(check_release("10.0").is_ok());
-        assert!(check_release("6.0.99").is_err());
-        assert!(check_release("unknown").is_err());
+        assert!(check_release("6.1.0-18-amd64", false).is_ok());
+        assert!(check_release("10.0", false).is_ok());
+        assert!(check_release("6.0.99", false).is_err());
+        assert!(check_release("6.1.0-18-rt-amd64", true).is_ok());
+        let refusal = check_release("6.18.2-rt-amd64", true).unwrap_err().to_string();
+        assert!(refusal.contains("6.18.2-rt-amd64 is a realtime one"), "{refusal}");
+        assert!(check_release("unknown", false).is_err());
     }
 
     #[test]

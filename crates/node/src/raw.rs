@@ -12,7 +12,7 @@ use std::{
     },
     path::Path,
     ptr::NonNull,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
 use aya::Pod;
@@ -402,20 +402,37 @@ fn atomic_u32(number: &Cell<u32>) -> &AtomicU32 {
     unsafe { AtomicU32::from_ptr(number.as_ptr()) }
 }
 
-static SIGNALLED: AtomicBool = AtomicBool::new(false);
+/// When the first signal came, in milliseconds of the monotonic clock; 0 before.
+static SIGNALLED_AT: AtomicU64 = AtomicU64::new(0);
+/// Signals within so many milliseconds are one: `sudo` and `timeout` hand on what a terminal has
+/// sent to all of a group already.
+const ONE_SIGNAL_MS: u64 = 1000;
 
-extern "C" fn note(_signal: libc::c_int) {
-    SIGNALLED.store(true, Relaxed);
+extern "C" fn note(signal: libc::c_int) {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` outlives the call, which a signal handler may make.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let now = (now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000).max(1);
+    if let Err(first) = SIGNALLED_AT.compare_exchange(0, now, Relaxed, Relaxed)
+        && now.saturating_sub(first) >= ONE_SIGNAL_MS
+    {
+        // SAFETY: a signal handler may make both calls; the second takes effect when it returns.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    }
 }
 
 /// Whether one of the signals given to [`note_signals`] has come.
 pub fn is_signalled() -> bool {
-    SIGNALLED.load(Relaxed)
+    SIGNALLED_AT.load(Relaxed) != 0
 }
 
-/// Notes the next of these signals; the one after it does what it does by default.
+/// Notes the next of these signals; one that comes later than [`ONE_SIGNAL_MS`] after it does what
+/// it does by default.
 pub fn note_signals(signals: &[Signal]) -> nix::Result<()> {
-    let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESETHAND, SigSet::empty());
+    let action = SigAction::new(SigHandler::Handler(note), SaFlags::empty(), SigSet::empty());
     for signal in signals {
         // SAFETY: the handler only stores to an atomic, which is allowed at any moment.
         unsafe { sigaction(*signal, &action) }?;

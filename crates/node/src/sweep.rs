@@ -55,6 +55,8 @@ pub struct Usage {
     pub removed: u64,
     /// Blocks (address, first port) on which outbound flows are left.
     pub blocks: Blocks,
+    /// Outbound flows by the address that they leave by.
+    pub addresses: BTreeMap<Address, u32>,
     /// Most ports in use towards one destination.
     pub ports_used: u32,
     /// Flows that were ended because what they were opened for is no more, by what that is.
@@ -404,6 +406,7 @@ impl Sweep {
             }
         }
         self.usage.blocks.insert(block);
+        *self.usage.addresses.entry(block.0).or_default() += 1;
         let destination = match self.destinations.entry(fingerprint_of(settings, half)) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(Destination { flows: 0, seen: None }),

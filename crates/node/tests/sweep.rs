@@ -133,7 +133,9 @@ fn what_is_over_goes_with_both_halves_and_what_lives_stays() {
     tables.open(80, 2056, 8, Ticks::from_seconds(100));
     let usage = pass(&mut tables.sweep(), &holding(2048..2112));
     let blocks = [(VIP, 2048), (VIP, 2056)].into_iter().collect();
-    let expected = Usage { flows: 2, removed: 1, blocks, ports_used: 1, ..Usage::default() };
+    let addresses = [(VIP, 2)].into();
+    let expected =
+        Usage { flows: 2, removed: 1, blocks, addresses, ports_used: 1, ..Usage::default() };
     assert_eq!(usage, expected);
     assert_eq!(tables.rows(), 4);
 }

@@ -10,19 +10,18 @@ use super::annotations::Refusal;
 use super::backends;
 use super::changes::{Action, Change};
 use super::config::ProviderConfig;
-use super::engine::note_change;
 use super::names::{self, Family};
 use super::public_ips;
 use super::removal;
 use super::service::with_members;
 use super::state::State;
 use super::{ClusterPlan, Plan, PlanInput, aks_profile};
-use crate::cluster::{ClusterNetwork, LoadBalancerSku, OutboundType};
+use crate::cluster::{ClusterNetwork, LoadBalancerProfile, LoadBalancerSku, OutboundType};
 use crate::kubernetes::Node;
 use crate::resources::{
     BackendAddress, BackendAddressPool, FrontendIPConfiguration, FrontendIPConfigurationProperties,
-    NatGateway, NatGatewayProperties, OutboundRule, OutboundRuleProperties, Sku, SubResource,
-    last_segment,
+    NatGateway, NatGatewayProperties, OutboundRule, OutboundRuleProperties, PublicIPAddress, Sku,
+    SubResource, last_segment,
 };
 
 /// Tag that says what AKS made a public IP for.
@@ -119,8 +118,11 @@ pub(super) fn reconcile(
         Err(Refusal(why)) => refuse(step, cluster, &why),
         Ok(()) => {
             let lost = addresses_in_use(state);
-            set_egress(state, config, cluster, nodes);
+            set_egress(state, config, cluster, input);
             note_type_change(state, was, wanted, &lost, cluster, step);
+            if was == Some(wanted) {
+                note_lost_addresses(state, &lost, cluster, step);
+            }
         }
     }
     let is_refused = step.refused.iter().any(|line| line.starts_with(&subject(cluster)));
@@ -239,14 +241,45 @@ fn note_type_change(
     }
     let name = &cluster.metadata.name;
     let name = if name.is_empty() { "default" } else { name };
+    step.changes.push(Change {
+        action: Action::Changed,
+        resource: format!("clusternetworks/{name}").to_lowercase(),
+        field: Some("spec.outboundType".to_owned()),
+        from: Some(was.as_str().into()),
+        to: Some(wanted.as_str().into()),
+        breaks,
+    });
+}
+
+/// Says in the plan which addresses drain.
+fn note_lost_addresses(
+    state: &State,
+    before: &[String],
+    cluster: &ClusterNetwork,
+    step: &mut Plan,
+) {
+    let after = addresses_in_use(state);
+    let lost: Vec<&str> =
+        before.iter().filter(|ip| !after.contains(ip)).map(String::as_str).collect();
+    if lost.is_empty() {
+        return;
+    }
+    let breaks = vec![format!(
+        "{} drained: no new connection leaves by it, those that are open live on until they end; \
+         one that is managed here is released then, or an idle time-out after the last new one \
+         could begin",
+        lost.join(", ")
+    )];
+    let name = &cluster.metadata.name;
+    let name = if name.is_empty() { "default" } else { name };
     note_change(
         step,
         Change {
             action: Action::Changed,
             resource: format!("clusternetworks/{name}").to_lowercase(),
-            field: Some("spec.outboundType".to_owned()),
-            from: Some(was.as_str().into()),
-            to: Some(wanted.as_str().into()),
+            field: Some("status.effectiveOutboundIPs".to_owned()),
+            from: Some(before.into()),
+            to: Some(after.into()),
             breaks,
         },
     );
@@ -257,13 +290,13 @@ fn set_egress(
     state: &mut State,
     config: &ProviderConfig,
     cluster: &ClusterNetwork,
-    nodes: &[Node],
+    input: &PlanInput,
 ) {
     let by_balancer = config.standard && cluster.spec.outbound_type == OutboundType::LoadBalancer;
     let managed = cluster.spec.outbound_type == OutboundType::ManagedNatGateway;
     // What is new comes before what is old goes.
     if by_balancer {
-        set_outbound_rules(state, config, cluster, nodes);
+        set_outbound_rules(state, config, cluster, input);
     }
     if managed {
         set_nat_gateway(state, config, cluster);
@@ -280,7 +313,7 @@ fn set_outbound_rules(
     state: &mut State,
     config: &ProviderConfig,
     cluster: &ClusterNetwork,
-    nodes: &[Node],
+    input: &PlanInput,
 ) {
     let name = config.load_balancer(false);
     let key = name.to_lowercase();
@@ -311,39 +344,50 @@ fn set_outbound_rules(
             state.remove_pool(&key, &pool_name);
             continue;
         }
-        let members = every_node(nodes, family);
-        set_pool(state, config, &key, &balancer_id, &pool_name, &members);
+        let members = every_node(&input.nodes, family);
+        let pool = pool(state, &key, &balancer_id, &pool_name);
+        let pool = with_members(pool, &members, &input.unreadable_nodes, config);
+        state.set_pool(&key, pool);
         let mut frontends = Vec::new();
         for source in sources {
             let frontend = outbound_frontend(state, &key, &balancer_id, &source);
             kept.push(frontend.name().to_owned());
             frontends.push(frontend);
         }
-        state.set_outbound_rule(
-            &key,
-            OutboundRule {
-                id: format!("{balancer_id}/outboundRules/{rule_name}"),
-                name: rule_name,
-                properties: OutboundRuleProperties {
-                    frontend_ip_configurations: frontends,
-                    backend_address_pool: Some(SubResource::new(format!(
-                        "{balancer_id}/backendAddressPools/{pool_name}"
-                    ))),
-                    protocol: "All".to_owned(),
-                    allocated_outbound_ports: Some(as_u32(profile.allocated_outbound_ports, 0)),
-                    idle_timeout_in_minutes: Some(as_u32(profile.idle_timeout_in_minutes, 30)),
-                    enable_tcp_reset: Some(true),
-                    ..OutboundRuleProperties::default()
-                },
-            },
-        );
+        let rule = outbound_rule(&balancer_id, &rule_name, &pool_name, frontends, &profile);
+        state.set_outbound_rule(&key, rule);
     }
     // The pool of Services is there from the start, as AKS makes it.
-    let pool = names::pool(&config.cluster, Family::V4);
-    let members = service_nodes(nodes, config);
-    set_pool(state, config, &key, &balancer_id, &pool, &members);
+    let name = names::pool(&config.cluster, Family::V4);
+    let members = service_nodes(&input.nodes, config);
+    let pool = pool(state, &key, &balancer_id, &name);
+    state.set_pool(&key, with_members(pool, &members, &input.unreadable_nodes, config));
     stale.retain(|name| !kept.contains(name));
     remove_outbound_frontends(state, config, &key, &stale);
+    remove_drained_ips(state, MANAGED_OUTBOUND);
+}
+
+fn outbound_rule(
+    balancer_id: &str,
+    name: &str,
+    pool: &str,
+    frontends: Vec<SubResource>,
+    profile: &LoadBalancerProfile,
+) -> OutboundRule {
+    let pool = SubResource::new(format!("{balancer_id}/backendAddressPools/{pool}"));
+    OutboundRule {
+        id: format!("{balancer_id}/outboundRules/{name}"),
+        name: name.to_owned(),
+        properties: OutboundRuleProperties {
+            frontend_ip_configurations: frontends,
+            backend_address_pool: Some(pool),
+            protocol: "All".to_owned(),
+            allocated_outbound_ports: Some(as_u32(profile.allocated_outbound_ports, 0)),
+            idle_timeout_in_minutes: Some(as_u32(profile.idle_timeout_in_minutes, 30)),
+            enable_tcp_reset: Some(true),
+            ..OutboundRuleProperties::default()
+        },
+    }
 }
 
 fn as_u32(value: Option<i64>, default: u32) -> u32 {
@@ -364,21 +408,14 @@ fn service_nodes(nodes: &[Node], config: &ProviderConfig) -> Vec<BackendAddress>
     sorted.into_iter().filter_map(|node| Some(backends::member(node, Family::V4)?.1)).collect()
 }
 
-fn set_pool(
-    state: &mut State,
-    config: &ProviderConfig,
-    key: &str,
-    balancer_id: &str,
-    name: &str,
-    members: &[BackendAddress],
-) {
+/// The pool of that name, as it is or made new.
+fn pool(state: &State, key: &str, balancer_id: &str, name: &str) -> BackendAddressPool {
     let known = state.balancers.get(key).and_then(|balancer| balancer.pools.get(name)).cloned();
-    let pool = known.unwrap_or_else(|| BackendAddressPool {
+    known.unwrap_or_else(|| BackendAddressPool {
         id: format!("{balancer_id}/backendAddressPools/{name}"),
         name: name.to_owned(),
         ..BackendAddressPool::default()
-    });
-    state.set_pool(key, with_members(pool, members, config));
+    })
 }
 
 /// The frontend that has the public IP or prefix with this id, made if there is none.
@@ -484,21 +521,36 @@ fn remove_outbound_frontends(
         if balancer.is_used(frontend) {
             continue;
         }
-        let ip = frontend.properties.public_ip_address.clone();
         removal::remove_frontend_if_unused(state, config, key, name);
-        let Some(ip) = ip else { continue };
-        remove_managed_ip(state, &ip.name().to_lowercase(), MANAGED_OUTBOUND);
     }
 }
 
-fn remove_managed_ip(state: &mut State, key: &str, tag: &str) {
-    let is_managed = state.public_ips.get(key).is_some_and(|ip| {
+/// Removes managed public IPs that nothing uses, once no flow is left on them.
+fn remove_drained_ips(state: &mut State, tag: &str) {
+    let is_kept = |ip: &PublicIPAddress| {
+        let address = ip.properties.ip_address.as_ref().and_then(|text| text.parse().ok());
+        address.is_some_and(|address| state.kept.contains(&address))
+    };
+    let unused = unused_managed_ips(state, tag);
+    let drained: Vec<String> = unused
+        .into_iter()
+        .filter(|key| state.public_ips.get(key).is_some_and(|ip| !is_kept(ip)))
+        .collect();
+    drained.iter().for_each(|key| state.remove_public_ip(key));
+}
+
+/// Removes managed public IPs with their way out: the flows on them end.
+fn remove_unused_ips(state: &mut State, tag: &str) {
+    unused_managed_ips(state, tag).iter().for_each(|key| state.remove_public_ip(key));
+}
+
+fn unused_managed_ips(state: &State, tag: &str) -> Vec<String> {
+    let unused = state.public_ips.iter().filter(|(_, ip)| {
         ip.tags.get(MANAGED_TAG).is_some_and(|value| value == tag)
             && ip.properties.ip_configuration.is_none()
+            && ip.properties.nat_gateway.is_none()
     });
-    if is_managed {
-        state.remove_public_ip(key);
-    }
+    unused.map(|(key, _)| key.clone()).collect()
 }
 
 /// Takes egress from the load balancer; the balancer goes too if no Service uses it.
@@ -518,6 +570,7 @@ fn remove_outbound_rules(state: &mut State, config: &ProviderConfig) {
         state.remove_pool(&key, &format!("{}{suffix}", names::AKS_OUTBOUND_POOL));
         remove_outbound_frontends(state, config, &key, &frontends);
     }
+    remove_unused_ips(state, MANAGED_OUTBOUND);
     state.remove_balancer_if_bare(&key);
 }
 
@@ -551,17 +604,19 @@ fn set_nat_gateway(state: &mut State, config: &ProviderConfig, cluster: &Cluster
     };
     state.set_nat_gateway(NAT_GATEWAY, Some(gateway));
     for ip in old.into_iter().filter(|ip| !wanted.contains(ip)) {
-        let key = ip.name().to_lowercase();
-        remove_managed_ip(state, &key, MANAGED_NAT);
+        leave_gateway(state, &ip);
     }
+    remove_drained_ips(state, MANAGED_NAT);
+}
+
+fn leave_gateway(state: &mut State, ip: &SubResource) {
+    state.edit_public_ip(&ip.name().to_lowercase(), |ip| ip.properties.nat_gateway = None);
 }
 
 fn remove_nat_gateway(state: &mut State) {
     let Some(gateway) = state.nat_gateways.get(NAT_GATEWAY) else { return };
     let ips = gateway.properties.public_ip_addresses.clone();
     state.set_nat_gateway(NAT_GATEWAY, None);
-    for ip in ips {
-        let key = ip.name().to_lowercase();
-        remove_managed_ip(state, &key, MANAGED_NAT);
-    }
+    ips.iter().for_each(|ip| leave_gateway(state, ip));
+    remove_unused_ips(state, MANAGED_NAT);
 }

@@ -170,30 +170,7 @@ fn check_profile(
              empty: list ids of public IP prefixes",
         ));
     }
-    if let Some(minutes) = profile.idle_timeout_in_minutes.filter(|m| !(4..=120).contains(m)) {
-        return Err(Refusal(format!(
-            "InvalidLoadBalancerProfileIdleTimeoutInMinutes: idleTimeoutInMinutes {minutes}: must \
-             be 4 to 120"
-        )));
-    }
-    if let Some(ports) = profile.allocated_outbound_ports {
-        let bad = |sub: &str, why: &str| {
-            Err(Refusal(format!(
-                "InvalidLoadBalancerProfileAllocatedOutboundPorts: \
-                 AllocatedOutboundPorts{sub}: allocatedOutboundPorts {ports}: {why}"
-            )))
-        };
-        if ports < 0 {
-            return bad("CannotBeNegative", "must be 0 to 64000");
-        }
-        if ports > 64_000 {
-            return bad("ExceedsMaximum", "must be 0 to 64000");
-        }
-        if ports % 8 != 0 {
-            let next = (ports / 8 + 1) * 8;
-            return bad("MustBeMultipleOfEight", &format!("write {} or {next}", ports / 8 * 8));
-        }
-    }
+    check_numbers(profile)?;
     if let Some(counts) = &profile.managed_outbound_ips {
         // A node draws ports of no more addresses.
         let most = SEGMENTS_MAX as i64;
@@ -222,6 +199,35 @@ fn check_profile(
                  no such public IP prefix: create it first",
                 prefix.id
             )));
+        }
+    }
+    Ok(())
+}
+
+/// Idle time-out and ports of a profile.
+fn check_numbers(profile: &LoadBalancerProfile) -> Result<(), Refusal> {
+    if let Some(minutes) = profile.idle_timeout_in_minutes.filter(|m| !(4..=120).contains(m)) {
+        return Err(Refusal(format!(
+            "InvalidLoadBalancerProfileIdleTimeoutInMinutes: idleTimeoutInMinutes {minutes}: must \
+             be 4 to 120"
+        )));
+    }
+    if let Some(ports) = profile.allocated_outbound_ports {
+        let bad = |sub: &str, why: &str| {
+            Err(Refusal(format!(
+                "InvalidLoadBalancerProfileAllocatedOutboundPorts: \
+                 AllocatedOutboundPorts{sub}: allocatedOutboundPorts {ports}: {why}"
+            )))
+        };
+        if ports < 0 {
+            return bad("CannotBeNegative", "must be 0 to 64000");
+        }
+        if ports > 64_000 {
+            return bad("ExceedsMaximum", "must be 0 to 64000");
+        }
+        if ports % 8 != 0 {
+            let next = (ports / 8 + 1) * 8;
+            return bad("MustBeMultipleOfEight", &format!("write {} or {next}", ports / 8 * 8));
         }
     }
     Ok(())

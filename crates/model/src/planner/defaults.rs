@@ -1,11 +1,13 @@
 //! What the API server fills into a Service that a person wrote and nobody has created yet: its
 //! type, uid, node ports. Objects that come from a cluster have all of it and pass unchanged.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use md5::{Digest, Md5};
 
+use super::names;
 use crate::kubernetes::Service;
+use crate::resources::Resources;
 
 /// First node port, and how many there are, as clusters have it unless told otherwise.
 const NODE_PORTS: (i64, i64) = (30_000, 2_768);
@@ -35,18 +37,16 @@ pub fn fill(services: &mut [Service]) -> Vec<String> {
     }
     for service in services {
         let is_load_balancer = service.spec.service_type.as_deref() == Some("LoadBalancer");
-        let has_uid = service.metadata.uid.as_deref().is_some_and(|uid| !uid.is_empty());
-        if has_uid || !is_load_balancer {
+        if service.metadata.uid.is_some() || !is_load_balancer {
             continue;
         }
         let key = service.metadata.key();
-        service.metadata.uid = Some(uid(&key));
+        give_uid(service);
         let mut given = vec!["a uid"];
         if service.spec.allocate_load_balancer_node_ports != Some(false) {
             for port in &mut service.spec.ports {
                 if port.node_port.is_none() {
-                    let protocol = port.protocol.as_deref().unwrap_or("TCP");
-                    let seed = format!("{key}/{protocol}/{}", port.port);
+                    let seed = format!("{key}/{}/{}", port.protocol(), port.port);
                     port.node_port = Some(node_port(&seed, &mut taken));
                     if given.len() == 1 {
                         given.push("node ports");
@@ -66,6 +66,37 @@ pub fn fill(services: &mut [Service]) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// Gives created Services the node ports that an earlier plan knows and their authors leave out: an
+/// API server keeps them when a Service is applied again.
+pub fn keep_node_ports(services: &mut [Service], before: &Resources) {
+    let probes = before.load_balancers.values().flat_map(|lb| &lb.properties.probes);
+    let known: BTreeMap<String, i64> =
+        probes.map(|probe| (probe.name.to_lowercase(), i64::from(probe.properties.port))).collect();
+    for service in services {
+        let spec = &mut service.spec;
+        let is_load_balancer = spec.service_type.as_deref() == Some("LoadBalancer");
+        let Some(uid) = service.metadata.uid.as_deref().filter(|_| is_load_balancer) else {
+            continue;
+        };
+        if spec.allocate_load_balancer_node_ports == Some(false) {
+            continue;
+        }
+        let prefix = names::service_prefix(uid);
+        for port in spec.ports.iter_mut().filter(|port| port.node_port.is_none()) {
+            let Ok(number) = u16::try_from(port.port) else { continue };
+            let probe = names::rule(&prefix, None, port.protocol(), number, false);
+            port.node_port = known.get(&probe.to_lowercase()).copied();
+        }
+    }
+}
+
+/// Gives a uid to a Service without one: the one that [`fill`] would give it.
+pub fn give_uid(service: &mut Service) {
+    if service.metadata.uid.is_none() {
+        service.metadata.uid = Some(uid(&service.metadata.key()));
+    }
 }
 
 /// A uid that follows from the name alone.

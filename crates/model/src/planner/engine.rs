@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::addresses::{DEFAULT_POOLS, Pool};
+use super::admission::{self, Admission, Wanted};
 use super::aks;
 use super::annotations::Refusal;
 use super::backends;
 use super::config::ProviderConfig;
+use super::defaults;
+use super::families;
 use super::intent::Intent;
 use super::names::{self, Family};
 use super::public_ips;
@@ -15,8 +18,8 @@ use super::removal::{self, Owner, Owners};
 use super::security_group::Claims;
 use super::service::{self, Backends};
 use super::state::State;
-use super::{Change, ClusterPlan, FINALIZER, Plan, PlanInput, ServicePlan};
-use crate::cluster::{PublicIPAddress, PublicIPPool};
+use super::{ClusterPlan, FINALIZER, Plan, PlanInput, ServicePlan};
+use crate::cluster::PublicIPPool;
 use crate::kubernetes::{LoadBalancerIngress, LoadBalancerStatus, Node, Service};
 use crate::pools::Occupied;
 use crate::resources::Resources;
@@ -69,12 +72,14 @@ impl Planner {
         let mut pool = read_pools(&input, &mut step);
         input.taken.iter().for_each(|address| pool.take(*address));
         let mut state = State::read(std::mem::take(&mut input.resources), &config, pool);
+        state.kept = std::mem::take(&mut input.kept);
         for node in &input.nodes {
             for address in node.internal_ips() {
                 state.subnets.take(address);
             }
         }
-        add_public_ips(&mut state, &config, &input.public_ips, &mut step);
+        let refused = public_ips::add_given(&mut state, &config, &input.public_ips);
+        step.refused.extend(refused);
         state.fill_addresses();
         let group = &mut state.security_group;
         group.tag(&config, &mut state.journal);
@@ -82,7 +87,10 @@ impl Planner {
         let mut planner = Planner {
             state,
             config,
-            backends: Backends::default(),
+            backends: Backends {
+                unreadable: input.unreadable_nodes.clone(),
+                ..Backends::default()
+            },
             services: BTreeMap::new(),
             owners: Owners::new(),
             has_nodes: false,
@@ -114,7 +122,9 @@ impl Planner {
     pub fn apply(&mut self, service: Service) -> Plan {
         let mut step = Plan::default();
         let key = service.metadata.key();
-        if is_ours(&service) {
+        if let Some(why) = admission::violations(&service) {
+            self.tell(&key, &service, Outcome::refused(Refusal(why)), &mut step);
+        } else if admission::is_ours(&service) {
             let outcome = self.reconcile(&service);
             self.tell(&key, &service, outcome, &mut step);
         } else {
@@ -177,7 +187,9 @@ impl Planner {
         let mut sorted: Vec<&Node> =
             nodes.iter().filter(|node| backends::is_backend(node, &self.config)).collect();
         sorted.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
-        let mut found = Backends::default();
+        let unreadable = std::mem::take(&mut self.backends.unreadable);
+        let families = families::of_cluster(nodes);
+        let mut found = Backends { families, unreadable, ..Backends::default() };
         for node in &sorted {
             if let Some((address, member)) = backends::member(node, Family::V4) {
                 found.v4.push(member);
@@ -208,8 +220,9 @@ impl Planner {
                 let members = &pool.properties.load_balancer_backend_addresses;
                 // A pool that no Service has filled yet is filled with the first rule.
                 let is_idle = members.is_empty() && self.cluster.is_none();
-                let updated =
-                    service::with_members(pool.clone(), self.backends.of(family), &self.config);
+                let Backends { unreadable, .. } = &self.backends;
+                let wanted = self.backends.of(family);
+                let updated = service::with_members(pool.clone(), wanted, unreadable, &self.config);
                 if updated != *pool && !is_idle {
                     self.state.set_pool(&key, updated);
                     changed.insert(key.clone());
@@ -222,35 +235,14 @@ impl Planner {
     /// The first step: everything that exists against everything that is asked for.
     fn first_step(&mut self, input: PlanInput, changed_pools: &BTreeSet<String>, step: &mut Plan) {
         let places = self.places_in_state();
-        let mut wanted = Vec::new();
-        let mut leaving = Vec::new();
-        let unreadable = input.unreadable.into_iter().map(|(service, why)| (service, Some(why)));
-        let readable = input.services.into_iter().map(|service| (service, None));
-        let mut seen = BTreeSet::new();
-        for (index, (service, why)) in readable.chain(unreadable).enumerate() {
-            let key = service.metadata.key();
-            if !seen.insert(key.clone()) {
-                step.refused.push(format!("Service {key}: is there twice: remove one of the two"));
-                continue;
-            }
-            if why.is_none() && !is_ours(&service) {
-                leaving.push(service);
-                continue;
-            }
-            let uid = service.metadata.uid.as_deref().unwrap_or_default();
-            let prefix = names::service_prefix(uid);
-            let place = places.get(&prefix.to_lowercase()).copied().unwrap_or(usize::MAX);
-            let age = service.metadata.creation_timestamp.clone();
-            // No time stamp means that it has not been created yet.
-            let age = (age.is_none(), age, place, index);
-            wanted.push((age, key, service, why));
+        let Admission { mut wanted, leaving } =
+            admission::admit(input.services, input.unreadable, &places);
+        for refused in wanted.iter_mut().filter(|wanted| wanted.refused.is_some()) {
+            self.identify(refused, &places);
         }
-        wanted.sort_by(|a, b| a.0.cmp(&b.0));
-        for (_, key, service, _) in &wanted {
-            let uid = service.metadata.uid.as_deref().unwrap_or_default();
-            let prefix = names::service_prefix(uid).to_lowercase();
+        for Wanted { key, service, .. } in &wanted {
             let owner = Owner { key: key.clone(), frontends: None };
-            self.owners.entry(prefix).or_insert(owner);
+            self.owners.entry(admission::prefix(service)).or_insert(owner);
         }
         self.remove_gone(&wanted, &leaving, &places, &input.told, step);
         for service in leaving {
@@ -262,11 +254,13 @@ impl Planner {
         }
         let mut refused = Vec::new();
         let mut held = BTreeSet::new();
-        for (_, key, service, why) in wanted {
+        for Wanted { key, service, refused: why } in wanted {
             if let Some(why) = why {
+                let is_told = self.services.contains_key(&key);
                 self.hold(&key, &service, &mut held);
-                let outcome = Outcome::refused(Refusal(why));
-                self.tell(&key, &service, outcome, step);
+                if !is_told {
+                    self.tell(&key, &service, Outcome::refused(Refusal(why)), step);
+                }
                 continue;
             }
             let outcome = self.reconcile(&service);
@@ -281,6 +275,19 @@ impl Planner {
         self.state.security_group.drop_unwanted(|address| held.contains(address), &mut journal);
         self.state.journal = journal;
         self.tell_of_pools(changed_pools, step);
+    }
+
+    /// Whoever is refused keeps what it has, also if its author does not know its uid: the state
+    /// knows the digits that names begin with.
+    fn identify(&self, refused: &mut Wanted, places: &BTreeMap<String, usize>) {
+        let key = refused.key.to_lowercase();
+        let uid = &mut refused.service.metadata.uid;
+        if uid.is_none() {
+            let mut prefixes = places.keys();
+            let prefix = prefixes.find(|prefix| self.owner_of(prefix).as_ref() == Some(&key));
+            *uid = prefix.and_then(|prefix| prefix.get(1..)).map(str::to_owned);
+        }
+        defaults::give_uid(&mut refused.service);
     }
 
     /// A Service may wait for what another one was still to make: asks again as long as that
@@ -337,14 +344,14 @@ impl Planner {
     /// Removes what belongs to Services that are not asked for any more.
     fn remove_gone(
         &mut self,
-        wanted: &[(impl Ord, String, Service, Option<String>)],
+        wanted: &[Wanted],
         leaving: &[Service],
         places: &BTreeMap<String, usize>,
         told: &BTreeMap<String, ServicePlan>,
         step: &mut Plan,
     ) {
         let mut keys: BTreeSet<String> =
-            wanted.iter().map(|(_, key, ..)| key.to_lowercase()).collect();
+            wanted.iter().map(|wanted| wanted.key.to_lowercase()).collect();
         keys.extend(leaving.iter().map(|service| service.metadata.key().to_lowercase()));
         let mut gone: BTreeSet<String> = self.state.tagged_services();
         let had = told.iter().filter(|(_, plan)| !plan.finalizers.is_empty());
@@ -352,11 +359,7 @@ impl Planner {
         gone.retain(|key| !keys.contains(&key.to_lowercase()));
         // Which of them had a frontend that somebody else keeps is told where its name is known.
         let mut warnings: BTreeMap<String, Vec<removal::Kept>> = BTreeMap::new();
-        let mut of_leaving = BTreeSet::new();
-        for service in leaving {
-            let uid = service.metadata.uid.as_deref().unwrap_or_default();
-            of_leaving.insert(names::service_prefix(uid).to_lowercase());
-        }
+        let of_leaving: BTreeSet<String> = leaving.iter().map(admission::prefix).collect();
         for prefix in places.keys() {
             if self.owners.contains_key(prefix) || of_leaving.contains(prefix) {
                 continue;
@@ -443,7 +446,7 @@ impl Planner {
     /// Looks at one Service and edits what has to be edited.
     fn reconcile(&mut self, service: &Service) -> Outcome {
         let key = service.metadata.key();
-        let intent = match Intent::read(service, &self.config) {
+        let intent = match Intent::read(service, &self.config, &self.backends.families) {
             Ok(intent) => intent,
             Err(refusal) => return Outcome::refused(refusal),
         };
@@ -465,6 +468,8 @@ impl Planner {
                 return Outcome { warnings: intent.warnings, ..Outcome::refused(refusal) };
             }
         };
+        let mut warnings = intent.warnings.clone();
+        warnings.extend(decision.placements.iter().filter_map(|place| place.warning.clone()));
         let balancer = decision.balancer.to_lowercase();
         let frontends = decision.placements.iter();
         let frontends =
@@ -503,40 +508,14 @@ impl Planner {
             uses_node_addresses: !intent.floating_ip,
         };
         self.services.insert(key, known);
-        Outcome {
-            refusal: None,
-            is_changed: self.state.is_touched,
-            events,
-            warnings: intent.warnings,
-        }
+        Outcome { refusal: None, is_changed: self.state.is_touched, events, warnings }
     }
 
     /// Keeps the destinations of a refused Service in the security group as they are.
     fn hold(&mut self, key: &str, service: &Service, held: &mut BTreeSet<String>) {
-        if self.services.contains_key(key) {
-            return;
-        }
         let uid = service.metadata.uid.as_deref().unwrap_or_default();
         let prefix = names::service_prefix(uid);
-        let mut addresses = Vec::new();
-        for internal in [false, true] {
-            let name = self.config.load_balancer(internal).to_lowercase();
-            let Some(balancer) = self.state.balancers.get(&name) else { continue };
-            for frontend in service::owned_frontends(balancer, &prefix) {
-                let address = service::frontend_address(&self.state, &name, frontend);
-                addresses.extend(address.filter(|address| !addresses.contains(address)));
-            }
-            for rule in service::owned_rules(balancer, &prefix) {
-                let frontend = rule.properties.frontend_ip_configuration.as_ref();
-                let frontend = frontend.map_or("", |frontend| frontend.name());
-                let address = service::frontend_address(&self.state, &name, frontend);
-                addresses.extend(address.filter(|address| !addresses.contains(address)));
-                if rule.properties.enable_floating_ip == Some(false) {
-                    held.extend(self.backends.addresses.iter().map(IpAddr::to_string));
-                }
-            }
-        }
-        addresses.sort();
+        let mut addresses = self.addresses_of(&prefix, held);
         let notes = service
             .metadata
             .annotations
@@ -551,7 +530,29 @@ impl Planner {
         }
         held.extend(addresses.iter().map(IpAddr::to_string));
         let known = Known { service: service.clone(), prefix, addresses, ..Known::default() };
-        self.services.insert(key.to_owned(), known);
+        self.services.entry(key.to_owned()).or_insert(known);
+    }
+
+    /// The addresses of what is named by `prefix`, in their order. Where its rules lead to nodes,
+    /// those are held.
+    fn addresses_of(&self, prefix: &str, held: &mut BTreeSet<String>) -> Vec<IpAddr> {
+        let mut addresses = BTreeSet::new();
+        for internal in [false, true] {
+            let name = self.config.load_balancer(internal).to_lowercase();
+            let Some(balancer) = self.state.balancers.get(&name) else { continue };
+            for frontend in service::owned_frontends(balancer, prefix) {
+                addresses.extend(service::frontend_address(&self.state, &name, frontend));
+            }
+            for rule in service::owned_rules(balancer, prefix) {
+                let frontend = rule.properties.frontend_ip_configuration.as_ref();
+                let frontend = frontend.map_or("", |frontend| frontend.name());
+                addresses.extend(service::frontend_address(&self.state, &name, frontend));
+                if rule.properties.enable_floating_ip == Some(false) {
+                    held.extend(self.backends.addresses.iter().map(IpAddr::to_string));
+                }
+            }
+        }
+        addresses.into_iter().collect()
     }
 
     /// Writes down what a Service is told.
@@ -581,7 +582,9 @@ impl Planner {
         let known = self.services.get(key);
         let addresses = known.map(|known| known.addresses.as_slice()).unwrap_or_default();
         let mut finalizers = service.metadata.finalizers.clone();
-        if !finalizers.iter().any(|known| known == FINALIZER) {
+        // Who was refused for not being a load balancer has nothing to guard.
+        let is_guarded = admission::is_ours(service) || !addresses.is_empty();
+        if is_guarded && !finalizers.iter().any(|known| known == FINALIZER) {
             finalizers.push(FINALIZER.to_owned());
         }
         let plan = ServicePlan { status: status(addresses), finalizers, events };
@@ -645,13 +648,6 @@ fn status(addresses: &[IpAddr]) -> LoadBalancerStatus {
     LoadBalancerStatus { ingress: addresses.iter().map(entry).collect() }
 }
 
-/// Whether the Service asks for a load balancer, and for ours.
-fn is_ours(service: &Service) -> bool {
-    service.spec.service_type.as_deref() == Some("LoadBalancer")
-        && service.spec.load_balancer_class.is_none()
-        && service.metadata.deletion_timestamp.is_none()
-}
-
 /// The pool of public addresses; a bad one is refused and the others are used.
 fn read_pools(input: &PlanInput, step: &mut Plan) -> Pool {
     if input.pools.is_empty() {
@@ -676,80 +672,4 @@ fn read_pools(input: &PlanInput, step: &mut Plan) -> Pool {
         }
     }
     Pool::read(prefixes).unwrap_or_default()
-}
-
-/// Public IPs that somebody made become resources.
-fn add_public_ips(
-    state: &mut State,
-    config: &ProviderConfig,
-    public_ips: &[PublicIPAddress],
-    step: &mut Plan,
-) {
-    for object in public_ips {
-        let name = &object.metadata.name;
-        let spec = &object.spec;
-        let refuse = |why: String| format!("PublicIPAddress {name}: {why}");
-        if name.is_empty() || name.contains('/') {
-            step.refused.push(refuse("metadata.name must be a name without a slash".into()));
-            continue;
-        }
-        let family = match (spec.public_ip_address_version.as_deref(), spec.ip_address) {
-            (None, None) => Family::V4,
-            (None, Some(address)) => Family::of(address),
-            (Some(version), address) => {
-                let family = match version.to_lowercase().as_str() {
-                    "ipv4" => Family::V4,
-                    "ipv6" => Family::V6,
-                    _ => {
-                        step.refused.push(refuse(format!(
-                            "spec.publicIPAddressVersion: {version:?}: must be IPv4 or IPv6"
-                        )));
-                        continue;
-                    }
-                };
-                if address.is_some_and(|address| Family::of(address) != family) {
-                    step.refused.push(refuse(format!(
-                        "spec.ipAddress: is not {}: change one of the two",
-                        family.as_str()
-                    )));
-                    continue;
-                }
-                family
-            }
-        };
-        if let Some(other) = spec.ip_address.and_then(|address| state.public_ip_at(address))
-            && !other.name.eq_ignore_ascii_case(name)
-        {
-            step.refused.push(refuse(format!(
-                "spec.ipAddress: public IP {} has that address: choose another",
-                other.name
-            )));
-            continue;
-        }
-        let key = name.to_lowercase();
-        if state.public_ips.contains_key(&key) {
-            state.edit_public_ip(&key, |ip| {
-                if let Some(address) = spec.ip_address {
-                    ip.properties.ip_address = Some(address.to_string());
-                }
-                ip.tags.extend(spec.tags.clone());
-            });
-            continue;
-        }
-        let id = config.place().id("publicIPAddresses", name);
-        let mut ip = public_ips::new(config, id, name, family);
-        ip.properties.ip_address = spec.ip_address.map(|address| address.to_string());
-        ip.properties.ip_tags.clone_from(&spec.ip_tags);
-        ip.tags.clone_from(&spec.tags);
-        ip.zones.clone_from(&spec.zones);
-        if let Some(sku) = spec.sku {
-            ip.sku = Some(crate::resources::Sku::named(sku.as_str()));
-        }
-        state.add_public_ip(ip);
-    }
-}
-
-/// Changes that only the caller can tell.
-pub(super) fn note_change(step: &mut Plan, change: Change) {
-    step.changes.push(change);
 }

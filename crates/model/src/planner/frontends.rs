@@ -27,6 +27,8 @@ pub struct Placement {
     pub draws_address: bool,
     /// The public IP, on the public load balancer.
     pub public_ip: Option<PublicPlacement>,
+    /// What is ignored, if anything is.
+    pub warning: Option<String>,
 }
 
 /// Which public IP a frontend has.
@@ -67,50 +69,24 @@ fn place_public(
 ) -> Result<Placement, Refusal> {
     let family = intent.families[index];
     let twin = intent.is_dual() && family == Family::V6;
-    let own = names::frontend(&intent.prefix, None, twin);
-    let (name, is_pinned) = public_ip_name(state, config, intent, index, twin)?;
+    let Name { name, is_pinned, warning } = public_ip_name(state, config, intent, index, twin)?;
     let group = intent.public_ip_group.as_deref().unwrap_or(&config.resource_group);
     let balancer_name = config.load_balancer(false);
     let balancer = state.balancer(&balancer_name);
     let known = state.public_ip(&name);
-    let mut is_new = known.is_none();
-    let mut frontend = own.clone();
+    let mut is_new = true;
+    let mut frontend = names::frontend(&intent.prefix, None, twin);
     if let Some(ip) = known {
-        let mine = public_ips::services(ip);
-        let is_mine_alone =
-            matches!(mine.as_slice(), [only] if only.eq_ignore_ascii_case(&intent.key));
-        if public_ips::family(ip) != family {
-            if is_pinned || !is_mine_alone {
-                return Err(Refusal(format!(
-                    "public IP {name:?} is {}, and the Service needs {}: name another one",
-                    public_ips::family(ip).as_str(),
-                    family.as_str()
-                )));
-            }
-            is_new = true;
-        }
+        is_new = is_replaced(config, intent, ip, family, is_pinned)?;
         check_user(ip, balancer, intent)?;
-        let is_first = mine.first().is_some_and(|first| first.eq_ignore_ascii_case(&intent.key));
-        if let Some(tags) = intent.ip_tags.as_ref().filter(|_| is_first && is_mine_alone) {
-            let mut current = ip.properties.ip_tags.clone();
-            current.sort();
-            // Azure cannot change the IP tags of a public IP, so a new one takes its place.
-            is_new |= current != *tags && !config.mutate_ip_tags;
-        }
-        if let Some(user) = user_frontend(ip, balancer)
+        let user = user_frontend(ip, balancer);
+        if let Some(user) = user.filter(|user| !names::is_owned(&user.name, &intent.prefix))
             && is_pinned
-            && !names::is_owned(&user.name, &intent.prefix)
         {
+            check_shared(config, user, &name)?;
             frontend.clone_from(&user.name);
-            if !user.properties.outbound_rules.is_empty() && !config.disable_outbound_snat {
-                return Err(Refusal(format!(
-                    "LoadBalancingRuleMustDisableSNATSinceSameFrontendIPConfigurationIs\
-                         ReferencedByOutboundRule: public IP {name:?} serves an outbound rule: \
-                         set disableOutboundSNAT, or use another public IP"
-                )));
-            }
         }
-        check_label(state, ip, user_frontend(ip, balancer), intent)?;
+        check_label(state, ip, user, intent)?;
     } else if let Some(label) = intent.dns_label.as_deref().filter(|label| !label.is_empty()) {
         check_label_is_free(state, label, &name, family)?;
     }
@@ -136,7 +112,53 @@ fn place_public(
         ..FrontendIPConfiguration::default()
     });
     let public_ip = Some(PublicPlacement { name, id, is_new });
-    Ok(Placement { family, frontend, new_frontend, draws_address: false, public_ip })
+    Ok(Placement { family, frontend, new_frontend, draws_address: false, public_ip, warning })
+}
+
+/// Whether a public IP that is there is replaced by a new one, since it cannot become what the
+/// Service wants.
+fn is_replaced(
+    config: &ProviderConfig,
+    intent: &Intent,
+    ip: &PublicIPAddress,
+    family: Family,
+    is_pinned: bool,
+) -> Result<bool, Refusal> {
+    let mine = public_ips::services(ip);
+    let is_mine_alone = matches!(mine.as_slice(), [only] if only.eq_ignore_ascii_case(&intent.key));
+    let is_other_family = public_ips::family(ip) != family;
+    if is_other_family && (is_pinned || !is_mine_alone) {
+        return Err(Refusal(format!(
+            "public IP {:?} is {}, and the Service needs {}: name another one",
+            ip.name,
+            public_ips::family(ip).as_str(),
+            family.as_str()
+        )));
+    }
+    let has_other_tags = intent.ip_tags.as_ref().filter(|_| is_mine_alone).is_some_and(|tags| {
+        let mut current = ip.properties.ip_tags.clone();
+        current.sort();
+        // Azure cannot change the IP tags of a public IP, so a new one takes its place.
+        current != *tags && !config.mutate_ip_tags
+    });
+    Ok(is_other_family || has_other_tags)
+}
+
+/// Somebody else's frontend can be shared unless egress leaves by it in a way that rules would
+/// change.
+fn check_shared(
+    config: &ProviderConfig,
+    user: &FrontendIPConfiguration,
+    name: &str,
+) -> Result<(), Refusal> {
+    if user.properties.outbound_rules.is_empty() || config.disable_outbound_snat {
+        return Ok(());
+    }
+    Err(Refusal(format!(
+        "LoadBalancingRuleMustDisableSNATSinceSameFrontendIPConfigurationIsReferencedBy\
+         OutboundRule: public IP {name:?} serves an outbound rule: set disableOutboundSNAT, or \
+         use another public IP"
+    )))
 }
 
 /// Id of a load balancer, whether it is there or not.
@@ -147,38 +169,46 @@ pub fn balancer_id(config: &ProviderConfig, name: &str, balancer: Option<&Balanc
     }
 }
 
-/// The name of the public IP, and whether the Service pins it to one that must exist.
+/// The public IP that a Service wants.
+struct Name {
+    name: String,
+    /// Whether the Service pins it to one that must exist.
+    is_pinned: bool,
+    /// What is ignored, if anything is.
+    warning: Option<String>,
+}
+
 fn public_ip_name(
     state: &State,
     config: &ProviderConfig,
     intent: &Intent,
     index: usize,
     twin: bool,
-) -> Result<(String, bool), Refusal> {
+) -> Result<Name, Refusal> {
     let group = intent.public_ip_group.as_deref().unwrap_or(&config.resource_group);
-    let is_in_group = |ip: &PublicIPAddress| match resource_group(&ip.id) {
-        Some(found) if intent.public_ip_group.is_some() => found.eq_ignore_ascii_case(group),
-        _ => true,
-    };
     let key = &intent.key;
+    let own = |id| Name {
+        name: names::public_ip(&config.cluster, &intent.prefix, id, twin),
+        is_pinned: false,
+        warning: None,
+    };
     match &intent.public[index] {
-        PublicSource::Own => {
-            Ok((names::public_ip(&config.cluster, &intent.prefix, None, twin), false))
-        }
+        PublicSource::Own => Ok(own(None)),
         PublicSource::Prefix(id) => {
             check_prefix(state, config, intent, id, intent.families[index], twin)?;
-            Ok((names::public_ip(&config.cluster, &intent.prefix, Some(id), twin), false))
+            Ok(own(Some(id)))
         }
-        PublicSource::Named(name) => match state.public_ip(name).filter(|ip| is_in_group(ip)) {
-            Some(ip) => Ok((ip.name.clone(), true)),
+        PublicSource::Named(name) => match pinned(config, intent, state.public_ip(name)) {
+            Some(pinned) => Ok(pinned),
             None => Err(Refusal(format!(
                 "PublicIP from annotation azure-pip-name(-IPv6)={name} for service {key} doesn't \
-                 exist: create it, or remove annotation {PREFIX}azure-pip-name"
+                 exist: create it in resource group {group}, or remove annotation {PREFIX}\
+                 azure-pip-name"
             ))),
         },
         PublicSource::Address(address) => {
-            match state.public_ip_at(*address).filter(|ip| is_in_group(ip)) {
-                Some(ip) => Ok((ip.name.clone(), true)),
+            match pinned(config, intent, state.public_ip_at(*address)) {
+                Some(pinned) => Ok(pinned),
                 None => Err(Refusal(format!(
                     "findMatchedPIPByLoadBalancerIP: cannot find public IP with IP address \
                      {address} in resource group {group}: create a public IP with that address, \
@@ -188,6 +218,26 @@ fn public_ip_name(
             }
         }
     }
+}
+
+/// A public IP that is there, if the group that the Service names lets it be the one. One of the
+/// cluster's own group is there for who has never said in which group it is.
+fn pinned(config: &ProviderConfig, intent: &Intent, ip: Option<&PublicIPAddress>) -> Option<Name> {
+    let ip = ip?;
+    let group = resource_group(&ip.id).unwrap_or(&config.resource_group);
+    let asked = intent.public_ip_group.as_deref();
+    let other = asked.filter(|asked| !asked.eq_ignore_ascii_case(group));
+    if other.is_some() && !group.eq_ignore_ascii_case(&config.resource_group) {
+        return None;
+    }
+    let name = ip.name.clone();
+    let warning = other.map(|asked| {
+        format!(
+            "annotation {PREFIX}azure-load-balancer-resource-group: {asked:?} is ignored: \
+             PublicIPAddress {name} does not say in which group it is: write spec.resourceGroup"
+        )
+    });
+    Some(Name { name, is_pinned: true, warning })
 }
 
 fn resource_group(id: &str) -> Option<&str> {
@@ -329,6 +379,7 @@ fn place_internal(
         new_frontend: None,
         draws_address: false,
         public_ip: None,
+        warning: None,
     };
     let mine = |frontend: &&FrontendIPConfiguration| {
         names::is_owned(&frontend.name, &intent.prefix) && frontend_family(frontend) == family
@@ -339,62 +390,22 @@ fn place_internal(
         frontends.find(mine)
     });
     if let Some(address) = wanted {
-        let holder = balancer.and_then(|balancer| {
-            if !state.subnets.is_used(address) {
-                return None;
-            }
-            balancer.frontends.iter().find(|found| private_address(found) == Some(address))
-        });
-        match holder {
-            Some(holder) if !mine(&holder) => {
-                placement.frontend.clone_from(&holder.name);
-                return Ok(placement);
-            }
-            Some(_) => {}
-            None if !state.subnets.contains(subnet, address) => {
-                return Err(Refusal(format!(
-                    "internal Service {}: LoadBalancer IP {address} is not in subnet {subnet}: \
-                     ask for an address of that subnet",
-                    intent.key
-                )));
-            }
-            None if state.subnets.is_used(address) => {
-                return Err(Refusal(format!(
-                    "internal Service {}: LoadBalancer IP {address} is the address of a node: ask \
-                     for another",
-                    intent.key
-                )));
-            }
-            None => {}
-        }
-    }
-    if let Some(present) = previous {
-        let has_subnet = intent.subnet.is_none()
-            || present
-                .properties
-                .subnet
-                .as_ref()
-                .is_some_and(|found| found.name.eq_ignore_ascii_case(subnet));
-        let has_address = wanted.is_none_or(|wanted| private_address(present) == Some(wanted));
-        if present.name.eq_ignore_ascii_case(&own) && has_subnet && has_address {
+        let holder = balancer.and_then(|balancer| holder(state, balancer, address));
+        if let Some(holder) = holder.filter(|holder| !mine(holder)) {
+            placement.frontend.clone_from(&holder.name);
             return Ok(placement);
         }
+        if holder.is_none() {
+            check_wanted(state, intent, subnet, address)?;
+        }
     }
-    let is_free = |address: &IpAddr| {
-        Family::of(*address) == family && state.subnets.contains(subnet, *address)
+    if previous.is_some_and(|present| is_as_wanted(present, intent, &own, subnet, wanted)) {
+        return Ok(placement);
+    }
+    let address = match wanted {
+        Some(address) => Some(address),
+        None => kept_address(state, intent, subnet, family, previous)?,
     };
-    let kept = previous.and_then(private_address).filter(is_free);
-    let mut told = intent.status.iter().copied();
-    let told = told.find(|address| is_free(address) && !state.subnets.is_used(*address));
-    let address = wanted.or(kept).or(told);
-    if address.is_none() && state.subnets.free(subnet, family).is_none() {
-        return Err(Refusal(format!(
-            "internal Service {}: subnet {subnet} has no free {} address: choose another with \
-             annotation {PREFIX}azure-load-balancer-internal-subnet",
-            intent.key,
-            family.as_str()
-        )));
-    }
     let zones = match previous {
         Some(previous) => previous.zones.clone(),
         None if config.standard => config.zones.clone(),
@@ -406,20 +417,95 @@ fn place_internal(
         id: format!("{id}/frontendIPConfigurations/{own}"),
         name: own,
         zones,
-        properties: FrontendIPConfigurationProperties {
-            private_ip_address: address.map(|address| address.to_string()),
-            private_ip_allocation_method: Some(
-                if address.is_some() { "Static" } else { "Dynamic" }.to_owned(),
-            ),
-            private_ip_address_version: (family == Family::V6).then(|| "IPv6".to_owned()),
-            subnet: Some(SubnetReference {
-                id: subnet_id(config, &subnet_name),
-                name: subnet_name,
-            }),
-            ..FrontendIPConfigurationProperties::default()
-        },
+        properties: private(config, subnet_name, family, address),
     });
     Ok(placement)
+}
+
+/// Whether a frontend that is there can stay as it is.
+fn is_as_wanted(
+    present: &FrontendIPConfiguration,
+    intent: &Intent,
+    name: &str,
+    subnet: &str,
+    address: Option<IpAddr>,
+) -> bool {
+    let of_subnet = present.properties.subnet.as_ref();
+    let has_subnet = intent.subnet.is_none()
+        || of_subnet.is_some_and(|found| found.name.eq_ignore_ascii_case(subnet));
+    let has_address = address.is_none_or(|wanted| private_address(present) == Some(wanted));
+    present.name.eq_ignore_ascii_case(name) && has_subnet && has_address
+}
+
+/// A private frontend; without an address one is drawn.
+fn private(
+    config: &ProviderConfig,
+    subnet: String,
+    family: Family,
+    address: Option<IpAddr>,
+) -> FrontendIPConfigurationProperties {
+    let method = if address.is_some() { "Static" } else { "Dynamic" };
+    FrontendIPConfigurationProperties {
+        private_ip_address: address.map(|address| address.to_string()),
+        private_ip_allocation_method: Some(method.to_owned()),
+        private_ip_address_version: (family == Family::V6).then(|| "IPv6".to_owned()),
+        subnet: Some(SubnetReference { id: subnet_id(config, &subnet), name: subnet }),
+        ..FrontendIPConfigurationProperties::default()
+    }
+}
+
+/// The frontend that has a private address.
+fn holder<'a>(
+    state: &State,
+    balancer: &'a Balancer,
+    address: IpAddr,
+) -> Option<&'a FrontendIPConfiguration> {
+    let mut frontends = balancer.frontends.iter().filter(|_| state.subnets.is_used(address));
+    frontends.find(|found| private_address(found) == Some(address))
+}
+
+/// A private address that no frontend has must be of the subnet, and no node's.
+fn check_wanted(
+    state: &State,
+    intent: &Intent,
+    subnet: &str,
+    address: IpAddr,
+) -> Result<(), Refusal> {
+    let why = if !state.subnets.contains(subnet, address) {
+        format!("is not in subnet {subnet}: ask for an address of that subnet")
+    } else if state.subnets.is_used(address) {
+        "is the address of a node: ask for another".to_owned()
+    } else {
+        return Ok(());
+    };
+    let key = &intent.key;
+    Err(Refusal(format!("internal Service {key}: LoadBalancer IP {address} {why}")))
+}
+
+/// The private address that a Service has had; none if one is to be drawn.
+fn kept_address(
+    state: &State,
+    intent: &Intent,
+    subnet: &str,
+    family: Family,
+    previous: Option<&FrontendIPConfiguration>,
+) -> Result<Option<IpAddr>, Refusal> {
+    let fits = |address: &IpAddr| {
+        Family::of(*address) == family && state.subnets.contains(subnet, *address)
+    };
+    let kept = previous.and_then(private_address).filter(fits);
+    let mut told = intent.status.iter().copied();
+    let told = told.find(|address| fits(address) && !state.subnets.is_used(*address));
+    let address = kept.or(told);
+    if address.is_none() && state.subnets.free(subnet, family).is_none() {
+        return Err(Refusal(format!(
+            "internal Service {}: subnet {subnet} has no free {} address: choose another with \
+             annotation {PREFIX}azure-load-balancer-internal-subnet",
+            intent.key,
+            family.as_str()
+        )));
+    }
+    Ok(address)
 }
 
 /// The family of a private frontend.

@@ -4,16 +4,17 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use super::access::{Sources, aggregate};
+use super::annotation_names;
 use super::annotations::{Annotations, PREFIX, Refusal, bad};
 use super::config::ProviderConfig;
+use super::families;
 use super::names::{self, Family};
 use super::public_ips::{parse_ip_tags, parse_tags};
 use crate::cluster::Limits;
 use crate::kubernetes::Service;
 use crate::resources::{IpTag, Tags};
+use crate::validation::source_range;
 
 /// Transport protocol of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -170,82 +171,32 @@ impl Intent {
         self.families.len() > 1
     }
 
-    /// Reads `service`.
-    pub fn read(service: &Service, config: &ProviderConfig) -> Result<Intent, Refusal> {
+    /// Reads `service`, in a cluster that has these address families.
+    pub fn read(
+        service: &Service,
+        config: &ProviderConfig,
+        cluster: &[Family],
+    ) -> Result<Intent, Refusal> {
         let mut notes = Annotations::new(&service.metadata.annotations);
-        let uid = service.metadata.uid.as_deref().unwrap_or_default();
-        if uid.is_empty() || !uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-            return Err(Refusal(format!(
-                "metadata.uid: {uid:?}: must have letters, digits and hyphens only"
-            )));
-        }
-        if notes.is_true("azure-pls-create") {
-            return Err(bad(
-                "azure-pls-create",
-                "true",
-                "Private Link is not supported: remove the annotation",
-            ));
-        }
-        if let Some(value) = notes.text("azure-load-balancer-configurations") {
-            return Err(bad(
-                "azure-load-balancer-configurations",
-                value,
-                "several standard load balancers per cluster are not supported: remove the \
-                 annotation",
-            ));
-        }
-        if let Some(value) = notes.text("azure-load-balancer-mode") {
-            notes.warnings.push(format!(
-                "annotation {PREFIX}azure-load-balancer-mode: {value:?} is ignored: all nodes are \
-                 one set"
-            ));
-        }
+        notes.warnings = annotation_names::check(&service.metadata.annotations)?;
+        let uid = uid(service)?;
+        check_unsupported(&mut notes)?;
         let (internal, internal_by_case) = internal(&notes)?;
-        let families = families(service)?;
-        let subnet = match notes.text("azure-load-balancer-internal-subnet") {
-            Some(subnet) if internal && subnet.contains('/') => {
-                return Err(bad(
-                    "azure-load-balancer-internal-subnet",
-                    subnet,
-                    "must be the name of a subnet, not an id",
-                ));
-            }
-            subnet => subnet.filter(|_| internal).map(str::to_owned),
-        };
+        let families = families::of_service(service, cluster)?;
         let tcp_reset = !notes.is_true("azure-load-balancer-disable-tcp-reset");
         let floating_ip = !notes.is_true("azure-disable-load-balancer-floating-ip");
         let idle_minutes =
             notes.number("azure-load-balancer-tcp-idle-timeout", 4, 100, "minutes")?.unwrap_or(4);
-        let client_ip_affinity = match service.spec.session_affinity.as_deref() {
-            None | Some("" | "None") => false,
-            Some("ClientIP") => true,
-            Some(other) => {
-                return Err(Refusal(format!(
-                    "spec.sessionAffinity: {other:?}: must be None or ClientIP"
-                )));
-            }
-        };
         let ha_ports = notes.is_true("azure-load-balancer-enable-high-availability-ports")
             && internal
             && config.standard;
         let (ports, common_probe) =
             super::probes::ports_with_probes(service, &mut notes, config, ha_ports, internal)?;
         let to_node_port = !floating_ip || (internal && families.contains(&Family::V6));
-        let no_node_port = ports.iter().find(|port| port.has_rule && port.node_port == 0);
-        if let Some(port) = no_node_port.filter(|_| to_node_port && !ha_ports) {
-            return Err(Refusal(format!(
-                "spec.ports.nodePort: without floating IP, as on every internal IPv6 frontend, \
-                 traffic goes to the node port, and port {} has none: set \
-                 allocateLoadBalancerNodePorts to true",
-                port.port
-            )));
+        if to_node_port && !ha_ports {
+            check_node_ports(&ports)?;
         }
-        let stray: Vec<u16> = ports.iter().map(|port| port.port).collect();
-        for name in notes.stray_ports(&stray) {
-            notes.warnings.push(format!(
-                "annotation {PREFIX}{name} is ignored: the Service has no such port"
-            ));
-        }
+        warn_of_stray_ports(&mut notes, &ports);
         let mut private_addresses = Vec::new();
         let mut public = Vec::new();
         for family in &families {
@@ -253,20 +204,19 @@ impl Intent {
             public.push(public_source(&notes, *family, families.len() > 1, address, config));
             private_addresses.push(address.filter(|_| internal));
         }
-        let dns_label = dns_label(&notes, internal)?;
-        let mut warnings = std::mem::take(&mut notes.warnings);
+        let mut warnings = Vec::new();
         let tags = notes.get("azure-pip-tags").unwrap_or_default();
         let tags = parse_tags(tags, &Tags::new(), &mut warnings);
         let ip_tags = notes.get("azure-pip-ip-tags").map(|text| parse_ip_tags(text, &mut warnings));
         let sources = sources(service, &mut notes)?;
-        warnings.append(&mut notes.warnings);
+        notes.warnings.append(&mut warnings);
         let status = &service.status.load_balancer.ingress;
         Ok(Intent {
             key: service.metadata.key(),
             prefix: names::service_prefix(uid),
             families,
             internal,
-            subnet,
+            subnet: subnet(&notes, internal)?,
             private_addresses,
             public,
             public_ip_group: notes.text("azure-load-balancer-resource-group").map(str::to_owned),
@@ -276,16 +226,84 @@ impl Intent {
             floating_ip,
             tcp_reset,
             idle_minutes,
-            client_ip_affinity,
+            client_ip_affinity: service.spec.session_affinity.as_deref() == Some("ClientIP"),
             sources,
             additional_ips: additional_ips(&notes)?,
-            dns_label,
+            dns_label: dns_label(&notes, internal)?,
             tags,
             ip_tags,
             status: status.iter().filter_map(|entry| entry.ip.as_ref()?.parse().ok()).collect(),
-            warnings,
+            warnings: notes.warnings,
             internal_by_case,
         })
+    }
+}
+
+fn uid(service: &Service) -> Result<&str, Refusal> {
+    let uid = service.metadata.uid.as_deref().unwrap_or_default();
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if uid.is_empty() || !uid.bytes().all(is_good) {
+        return Err(Refusal(format!(
+            "metadata.uid: {uid:?}: must have letters, digits and hyphens only"
+        )));
+    }
+    Ok(uid)
+}
+
+/// What Azure's provider does and nobody does here.
+fn check_unsupported(notes: &mut Annotations<'_>) -> Result<(), Refusal> {
+    if notes.is_true("azure-pls-create") {
+        return Err(bad(
+            "azure-pls-create",
+            "true",
+            "Private Link is not supported: remove the annotation",
+        ));
+    }
+    if let Some(value) = notes.text("azure-load-balancer-configurations") {
+        return Err(bad(
+            "azure-load-balancer-configurations",
+            value,
+            "several standard load balancers per cluster are not supported: remove the annotation",
+        ));
+    }
+    if let Some(value) = notes.text("azure-load-balancer-mode") {
+        notes.warnings.push(format!(
+            "annotation {PREFIX}azure-load-balancer-mode: {value:?} is ignored: all nodes are one \
+             set"
+        ));
+    }
+    Ok(())
+}
+
+/// The subnet of an internal frontend, if one is named.
+fn subnet(notes: &Annotations<'_>, internal: bool) -> Result<Option<String>, Refusal> {
+    let name = "azure-load-balancer-internal-subnet";
+    match notes.text(name).filter(|_| internal) {
+        Some(subnet) if subnet.contains('/') => {
+            Err(bad(name, subnet, "must be the name of a subnet, not an id"))
+        }
+        subnet => Ok(subnet.map(str::to_owned)),
+    }
+}
+
+fn check_node_ports(ports: &[Port]) -> Result<(), Refusal> {
+    match ports.iter().find(|port| port.has_rule && port.node_port == 0) {
+        Some(port) => Err(Refusal(format!(
+            "spec.ports.nodePort: without floating IP, as on every internal IPv6 frontend, \
+             traffic goes to the node port, and port {} has none: set \
+             allocateLoadBalancerNodePorts to true",
+            port.port
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn warn_of_stray_ports(notes: &mut Annotations<'_>, ports: &[Port]) {
+    let numbers: Vec<u16> = ports.iter().map(|port| port.port).collect();
+    for name in notes.stray_ports(&numbers) {
+        notes
+            .warnings
+            .push(format!("annotation {PREFIX}{name} is ignored: the Service has no such port"));
     }
 }
 
@@ -298,25 +316,6 @@ fn internal(notes: &Annotations<'_>) -> Result<(bool, bool), Refusal> {
         Some(value) if value.eq_ignore_ascii_case("false") => Ok((false, false)),
         Some(value) => Err(bad(name, value, "must be \"true\" or \"false\"")),
     }
-}
-
-fn families(service: &Service) -> Result<Vec<Family>, Refusal> {
-    let mut families = Vec::new();
-    for family in &service.spec.ip_families {
-        families.push(match family.as_str() {
-            "IPv4" => Family::V4,
-            "IPv6" => Family::V6,
-            other => {
-                return Err(Refusal(format!("spec.ipFamilies: {other:?}: must be IPv4 or IPv6")));
-            }
-        });
-    }
-    families.sort();
-    families.dedup();
-    if families.is_empty() {
-        families.push(Family::V4);
-    }
-    Ok(families)
 }
 
 /// The address that is asked for in `family`: by annotation, else by `spec.loadBalancerIP`.
@@ -451,7 +450,7 @@ fn sources(service: &Service, notes: &mut Annotations<'_>) -> Result<Sources, Re
     for text in &service.spec.load_balancer_source_ranges {
         let text = text.trim();
         of_spec.push(
-            range(text).map_err(|why| {
+            source_range(text).map_err(|why| {
                 Refusal(format!("spec.loadBalancerSourceRanges: {text:?}: {why}"))
             })?,
         );
@@ -459,7 +458,7 @@ fn sources(service: &Service, notes: &mut Annotations<'_>) -> Result<Sources, Re
     let mut of_notes = Vec::new();
     for name in ["azure-allowed-ip-ranges", "load-balancer-source-ranges"] {
         for text in notes.list(name) {
-            of_notes.push(range(text).map_err(|why| bad(name, text, &why))?);
+            of_notes.push(source_range(text).map_err(|why| bad(name, text, &why))?);
         }
     }
     if !of_spec.is_empty() && !of_notes.is_empty() {
@@ -494,18 +493,6 @@ fn sources(service: &Service, notes: &mut Annotations<'_>) -> Result<Sources, Re
         deny_others: notes.is_true("azure-deny-all-except-load-balancer-source-ranges"),
         unmanaged: notes.is_true("azure-disable-load-balancer-nsg-rule"),
     })
-}
-
-/// Reads a CIDR. Host bits would make half of its readers think of another range: refused.
-fn range(text: &str) -> Result<IpNet, String> {
-    match text.parse::<IpNet>() {
-        Ok(net) if net.trunc() == net => Ok(net),
-        Ok(net) => Err(format!("has host bits set: write {}", net.trunc())),
-        Err(_) => match text.parse::<IpAddr>() {
-            Ok(address) => Err(format!("has no length: write {}", IpNet::from(address))),
-            Err(_) => Err("is not a CIDR such as 10.0.0.0/8".to_owned()),
-        },
-    }
 }
 
 /// Ports on which Azure sends no HTTP probe.

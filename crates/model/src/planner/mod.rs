@@ -25,14 +25,18 @@
 
 pub mod access;
 pub mod addresses;
+mod admission;
 pub mod aks;
 pub mod aks_profile;
+mod annotation_names;
 pub mod annotations;
 pub mod backends;
 pub mod changes;
+mod cloud_config;
 pub mod config;
 pub mod defaults;
 mod engine;
+mod families;
 pub mod frontends;
 pub mod intent;
 pub mod limits;
@@ -57,6 +61,7 @@ use crate::kubernetes::{LoadBalancerStatus, Node, Service};
 use crate::resources::Resources;
 
 pub use changes::{Action, Change};
+pub use cloud_config::ReadConfig;
 pub use config::ProviderConfig;
 pub use engine::{Planner, plan};
 
@@ -89,12 +94,17 @@ pub struct PlanInput {
     pub unreadable: Vec<(Service, String)>,
     /// Nodes.
     pub nodes: Vec<Node>,
+    /// Names of nodes that could not be read: they stay where they are members.
+    pub unreadable_nodes: BTreeSet<String>,
     /// Pools of public addresses; none: the default ones.
     pub pools: Vec<PublicIPPool>,
     /// Public IPs that somebody made.
     pub public_ips: Vec<PublicIPAddress>,
     /// Public addresses that are in use or rest without being resources.
     pub taken: BTreeSet<IpAddr>,
+    /// Public addresses with flows that may go on: a managed one that is no longer counted is kept
+    /// for them.
+    pub kept: BTreeSet<IpAddr>,
 }
 
 /// Which settings were spelled out.

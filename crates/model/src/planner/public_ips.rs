@@ -1,10 +1,13 @@
 //! Public IP resources: who owns one, which tags it has, and what a new one looks like. One
 //! without a service tag was made by somebody else: it is used where it is named, never deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::annotations::Refusal;
 use super::config::ProviderConfig;
 use super::names::Family;
+use super::state::State;
+use crate::cluster;
 use crate::resources::{
     DnsSettings, IpTag, PublicIPAddress, PublicIPAddressProperties, Sku, SubResource, Tags,
 };
@@ -196,6 +199,96 @@ pub fn parse_ip_tags(text: &str, warnings: &mut Vec<String>) -> Vec<IpTag> {
         }
     }
     tags.into_iter().map(|(ip_tag_type, tag)| IpTag { ip_tag_type, tag }).collect()
+}
+
+/// Public IPs that somebody made become resources. Those that cannot are refused: object and why.
+pub(super) fn add_given(
+    state: &mut State,
+    config: &ProviderConfig,
+    public_ips: &[cluster::PublicIPAddress],
+) -> Vec<String> {
+    let mut refused = Vec::new();
+    let mut seen = BTreeSet::new();
+    for object in public_ips {
+        let name = &object.metadata.name;
+        let is_first = seen.insert(name.to_lowercase());
+        match check_given(state, object) {
+            _ if !is_first => {
+                refused.push(format!("PublicIPAddress {name}: is there twice: remove one"));
+            }
+            Ok(family) => add(state, config, object, family),
+            Err(Refusal(why)) => refused.push(format!("PublicIPAddress {name}: {why}")),
+        }
+    }
+    refused
+}
+
+/// The family of a public IP that somebody made.
+fn check_given(state: &State, object: &cluster::PublicIPAddress) -> Result<Family, Refusal> {
+    let (name, spec) = (&object.metadata.name, &object.spec);
+    if name.is_empty() || name.contains('/') {
+        return Err(Refusal::new("metadata.name must be a name without a slash"));
+    }
+    let of_address = spec.ip_address.map(Family::of);
+    let family = match spec.public_ip_address_version.as_deref() {
+        None => of_address.unwrap_or(Family::V4),
+        Some(version) if version.eq_ignore_ascii_case("IPv4") => Family::V4,
+        Some(version) if version.eq_ignore_ascii_case("IPv6") => Family::V6,
+        Some(version) => {
+            return Err(Refusal(format!(
+                "spec.publicIPAddressVersion: {version:?}: must be IPv4 or IPv6"
+            )));
+        }
+    };
+    if of_address.is_some_and(|of_address| of_address != family) {
+        return Err(Refusal(format!(
+            "spec.ipAddress: is not {}: change one of the two",
+            family.as_str()
+        )));
+    }
+    match spec.ip_address.and_then(|address| state.public_ip_at(address)) {
+        Some(other) if !other.name.eq_ignore_ascii_case(name) => Err(Refusal(format!(
+            "spec.ipAddress: public IP {} has that address: choose another",
+            other.name
+        ))),
+        _ => Ok(family),
+    }
+}
+
+fn add(
+    state: &mut State,
+    config: &ProviderConfig,
+    object: &cluster::PublicIPAddress,
+    family: Family,
+) {
+    let (name, spec) = (&object.metadata.name, &object.spec);
+    let group = spec.resource_group.as_deref().unwrap_or(&config.resource_group);
+    let id = config.place_in(group).id("publicIPAddresses", name);
+    let key = name.to_lowercase();
+    if state.public_ips.contains_key(&key) {
+        state.edit_public_ip(&key, |ip| {
+            if let Some(address) = spec.ip_address {
+                ip.properties.ip_address = Some(address.to_string());
+            }
+            // Who uses it knows it by its id.
+            let is_used =
+                ip.properties.ip_configuration.is_some() || ip.properties.nat_gateway.is_some();
+            if spec.resource_group.is_some() && !is_used {
+                ip.id = id;
+            }
+            ip.tags.extend(spec.tags.clone());
+        });
+        return;
+    }
+    let mut ip = new(config, id, name, family);
+    ip.properties.ip_address = spec.ip_address.map(|address| address.to_string());
+    ip.properties.ip_tags.clone_from(&spec.ip_tags);
+    ip.tags.clone_from(&spec.tags);
+    ip.zones.clone_from(&spec.zones);
+    if let Some(sku) = spec.sku {
+        ip.sku = Some(Sku::named(sku.as_str()));
+    }
+    state.add_public_ip(ip);
 }
 
 #[cfg(test)]

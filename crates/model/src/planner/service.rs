@@ -33,6 +33,10 @@ pub struct Backends {
     pub v6: Vec<BackendAddress>,
     /// Addresses of the members.
     pub addresses: Vec<IpAddr>,
+    /// Address families of the cluster, its first choice first.
+    pub families: Vec<Family>,
+    /// Names of nodes that could not be read: they stay members of the pools that they are in.
+    pub unreadable: BTreeSet<String>,
 }
 
 impl Backends {
@@ -362,7 +366,7 @@ fn ensure_pool(
     let pool = if is_preconfigured(config, internal) {
         pool
     } else {
-        with_members(pool, backends.of(family), config)
+        with_members(pool, backends.of(family), &backends.unreadable, config)
     };
     state.set_pool(key, pool);
 }
@@ -377,14 +381,18 @@ pub fn is_preconfigured(config: &ProviderConfig, internal: bool) -> bool {
     }
 }
 
-/// `pool` with its members brought up to date.
+/// `pool` with its members brought up to date; nodes that could not be read stay.
 pub fn with_members(
     mut pool: BackendAddressPool,
     wanted: &[BackendAddress],
+    unreadable: &BTreeSet<String>,
     config: &ProviderConfig,
 ) -> BackendAddressPool {
     let properties = &mut pool.properties;
-    let members = backends::members(&properties.load_balancer_backend_addresses, wanted);
+    let current = &properties.load_balancer_backend_addresses;
+    let kept = current.iter().filter(|member| unreadable.contains(&member.name));
+    let wanted: Vec<BackendAddress> = wanted.iter().chain(kept).cloned().collect();
+    let members = backends::members(current, &wanted);
     if !members.is_empty() && properties.virtual_network.is_none() {
         let place = config.place_in(&config.vnet_resource_group);
         properties.virtual_network =

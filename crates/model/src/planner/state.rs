@@ -119,6 +119,8 @@ pub struct State {
     pub pool: Pool,
     /// Subnets and free private addresses.
     pub subnets: Subnets,
+    /// Public addresses with flows that may go on.
+    pub kept: BTreeSet<IpAddr>,
     /// What the current step touched.
     pub journal: Journal,
     /// Whether anything was edited since this was last reset.
@@ -144,6 +146,7 @@ impl State {
             others: resources.others,
             pool,
             subnets: Subnets::new(&config.subnet),
+            kept: BTreeSet::new(),
             journal: Journal::default(),
             is_touched: false,
         };

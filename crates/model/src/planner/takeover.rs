@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use super::config::ProviderConfig;
 use super::state::{Balancer, subnet_id};
-use crate::resources::{LoadBalancer, Sku, SubResource, last_segment};
+use crate::resources::{
+    FrontendIPConfiguration, LoadBalancer, LoadBalancerProperties, Sku, SubResource, last_segment,
+};
 
 /// Writes an id in full where it is missing or cut short.
 pub fn complete(id: &mut String, full: impl FnOnce() -> String) {
@@ -33,31 +35,53 @@ pub fn read_balancer(key: &str, mut head: LoadBalancer, config: &ProviderConfig)
     }
     head.sku.get_or_insert_with(|| Sku::named(config.sku()));
     let id = head.id.clone();
+    let mut properties = std::mem::take(&mut head.properties);
+    head.properties.extra = std::mem::take(&mut properties.extra);
+    for frontend in &mut properties.frontend_ip_configurations {
+        complete_frontend(frontend, &id, config);
+    }
+    complete_lists(&mut properties, &id, config);
+    let mut balancer = Balancer {
+        head,
+        frontends: properties.frontend_ip_configurations.into_iter().collect(),
+        pools: properties.backend_address_pools.into_iter().collect(),
+        rules: properties.load_balancing_rules.into_iter().collect(),
+        probes: properties.probes.into_iter().collect(),
+        outbound_rules: properties.outbound_rules.into_iter().collect(),
+        nat_rules: properties.inbound_nat_rules,
+        nat_pools: properties.inbound_nat_pools,
+    };
+    refer_rules(&mut balancer);
+    refer_outbound(&mut balancer);
+    balancer
+}
+
+fn complete_frontend(frontend: &mut FrontendIPConfiguration, id: &str, config: &ProviderConfig) {
+    complete(&mut frontend.id, || format!("{id}/frontendIPConfigurations/{}", frontend.name));
+    let inner = &mut frontend.properties;
+    inner.load_balancing_rules.clear();
+    inner.outbound_rules.clear();
+    if let Some(ip) = &mut inner.public_ip_address {
+        complete_reference(ip, "publicIPAddresses", config);
+    }
+    if let Some(prefix) = &mut inner.public_ip_prefix {
+        complete_reference(prefix, "publicIPPrefixes", config);
+    }
+    if let Some(subnet) = &mut inner.subnet {
+        if subnet.name.is_empty() {
+            last_segment(&subnet.id).clone_into(&mut subnet.name);
+        }
+        complete(&mut subnet.id, || subnet_id(config, &subnet.name));
+    }
+}
+
+/// Completes pools, rules and probes.
+fn complete_lists(properties: &mut LoadBalancerProperties, id: &str, config: &ProviderConfig) {
     let own = |list: &str, reference: &mut SubResource| {
         if !reference.id.starts_with('/') {
             reference.id = format!("{id}/{list}/{}", last_segment(&reference.id));
         }
     };
-    let mut properties = std::mem::take(&mut head.properties);
-    head.properties.extra = std::mem::take(&mut properties.extra);
-    for frontend in &mut properties.frontend_ip_configurations {
-        complete(&mut frontend.id, || format!("{id}/frontendIPConfigurations/{}", frontend.name));
-        let inner = &mut frontend.properties;
-        inner.load_balancing_rules.clear();
-        inner.outbound_rules.clear();
-        if let Some(ip) = &mut inner.public_ip_address {
-            complete_reference(ip, "publicIPAddresses", config);
-        }
-        if let Some(prefix) = &mut inner.public_ip_prefix {
-            complete_reference(prefix, "publicIPPrefixes", config);
-        }
-        if let Some(subnet) = &mut inner.subnet {
-            if subnet.name.is_empty() {
-                last_segment(&subnet.id).clone_into(&mut subnet.name);
-            }
-            complete(&mut subnet.id, || subnet_id(config, &subnet.name));
-        }
-    }
     for pool in &mut properties.backend_address_pools {
         complete(&mut pool.id, || format!("{id}/backendAddressPools/{}", pool.name));
         if let Some(network) = &mut pool.properties.virtual_network {
@@ -91,16 +115,10 @@ pub fn read_balancer(key: &str, mut head: LoadBalancer, config: &ProviderConfig)
             own("backendAddressPools", pool);
         }
     }
-    let mut balancer = Balancer {
-        head,
-        frontends: properties.frontend_ip_configurations.into_iter().collect(),
-        pools: properties.backend_address_pools.into_iter().collect(),
-        rules: properties.load_balancing_rules.into_iter().collect(),
-        probes: properties.probes.into_iter().collect(),
-        outbound_rules: properties.outbound_rules.into_iter().collect(),
-        nat_rules: properties.inbound_nat_rules,
-        nat_pools: properties.inbound_nat_pools,
-    };
+}
+
+/// Writes into frontends and probes which rules use them.
+fn refer_rules(balancer: &mut Balancer) {
     for rule in balancer.rules.iter() {
         let reference = SubResource::new(rule.id.clone());
         if let Some(user) = &rule.properties.frontend_ip_configuration
@@ -114,8 +132,6 @@ pub fn read_balancer(key: &str, mut head: LoadBalancer, config: &ProviderConfig)
             probe.properties.load_balancing_rules.push(reference);
         }
     }
-    refer_outbound(&mut balancer);
-    balancer
 }
 
 /// Writes into the frontends which outbound rules use them.
