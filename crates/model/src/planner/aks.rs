@@ -272,17 +272,14 @@ fn note_lost_addresses(
     )];
     let name = &cluster.metadata.name;
     let name = if name.is_empty() { "default" } else { name };
-    note_change(
-        step,
-        Change {
-            action: Action::Changed,
-            resource: format!("clusternetworks/{name}").to_lowercase(),
-            field: Some("status.effectiveOutboundIPs".to_owned()),
-            from: Some(before.into()),
-            to: Some(after.into()),
-            breaks,
-        },
-    );
+    step.changes.push(Change {
+        action: Action::Changed,
+        resource: format!("clusternetworks/{name}").to_lowercase(),
+        field: Some("status.effectiveOutboundIPs".to_owned()),
+        from: Some(before.into()),
+        to: Some(after.into()),
+        breaks,
+    });
 }
 
 /// Edits resources so that egress is as wanted.
