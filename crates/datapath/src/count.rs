@@ -119,6 +119,8 @@ counters! {
         Held = "held",
         /// The client's port, and every other one tried for it, is in use towards the pods.
         ClientPortInUse = "client_port_in_use",
+        /// Met congestion while it was wrapped, and its ends do not know that mark.
+        Congested = "congested",
         /// A wrapped packet whose tag shows that no mux of this cluster has sent it.
         WrongTag = "wrong_tag",
         /// From the outside, with a pod, a node or a mux as source.

@@ -276,6 +276,7 @@ fn change<P: Packet + ?Sized>(
     Verdict::Rewrite(Rewrite {
         unwrap: false,
         end: End::Source,
+        tos: Change { old: headers.tos, new: headers.tos },
         address: Change { old: headers.source, new: way.address },
         port: Change { old: headers.source_port, new: way.port },
         far_port: Change { old: headers.target_port, new: way.far_port },

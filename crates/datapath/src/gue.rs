@@ -15,7 +15,7 @@
 
 use crate::{
     Ipv4, V4, checksum, hash,
-    packet::{ETHERNET, Headers, Packet, View},
+    packet::{ETHERNET, Headers, Packet, View, ecn},
     protocol,
     tables::{MuxSettings, TagKeys},
 };
@@ -110,6 +110,12 @@ pub fn sender<P: Packet + ?Sized>(packet: &P, own: Ipv4, port: u16) -> Option<Ip
         && b.address(16) == own
         && u16::from_be_bytes([b[22], b[23]]) == port;
     is_wrapped.then_some(b.address(12))
+}
+
+/// Whether a wrapped packet has met congestion since it was wrapped.
+#[inline(always)]
+pub fn is_congested<P: Packet + ?Sized>(packet: &P) -> bool {
+    packet.view::<2>(ETHERNET).is_some_and(|outer| outer.byte(1) & ecn::CE == ecn::CE)
 }
 
 /// The private data of a wrapped packet.

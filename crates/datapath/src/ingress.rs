@@ -5,7 +5,7 @@ use crate::{
     agent::AgentTables,
     flow, fragment, gue, icmp,
     inbound::{self, Opening},
-    packet::{self, ETHERNET_IPV4, Headers, Packet, Transport},
+    packet::{self, ETHERNET_IPV4, Headers, Packet, Transport, ecn},
     protocol,
     search::Outcome,
     tables::{AgentSettings, FlowKey, RuleKey, Side, Ticks, agent_flag, rule_flag},
@@ -23,6 +23,11 @@ pub fn ingress<P: Packet + ?Sized, T: AgentTables<V4>>(
     now: u64,
 ) -> Verdict<V4> {
     match decide(packet, tables, now) {
+        // What was marked on the way was so whether or not it was wrapped (RFC 6040, 4.2).
+        Ok(Verdict::Rewrite(mut rewrite)) if gue::is_congested(packet) => {
+            rewrite.tos.new |= ecn::CE;
+            Verdict::Rewrite(rewrite)
+        }
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Drop(reason),
     }
@@ -54,6 +59,10 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         && !gue::is_authentic(&settings.tag_keys, &private, &headers)
     {
         return Err(Drop::WrongTag);
+    }
+    // Its ends do not know the mark, and a lost packet is what they do know.
+    if gue::is_congested(packet) && headers.tos & ecn::CE == 0 {
+        return Err(Drop::Congested);
     }
     let ticks = Ticks::from_nanoseconds(now);
     match headers.transport {
@@ -98,6 +107,7 @@ fn rewrite<T: AgentTables<V4>>(
     Verdict::Rewrite(Rewrite {
         unwrap: true,
         end: End::Target,
+        tos: Change { old: headers.tos, new: headers.tos },
         address: Change { old: headers.target, new: address },
         port: Change { old: headers.target_port, new: port },
         far_port: Change { old: headers.source_port, new: far_port },

@@ -95,6 +95,12 @@ impl<const M: usize> View for &[u8; M] {
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
+/// Congestion marks in the type of service (RFC 3168, 5); without any, the ends do not know them.
+pub mod ecn {
+    /// Congestion was met.
+    pub const CE: u8 = 0x03;
+}
+
 /// TCP flags (RFC 9293, 3.1).
 pub mod tcp_flag {
     /// No more data from the sender.

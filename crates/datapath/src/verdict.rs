@@ -38,6 +38,8 @@ pub struct Rewrite<F: Family> {
     pub unwrap: bool,
     /// Which end is rewritten.
     pub end: End,
+    /// Type of service as it is and as it becomes; its byte is nine in front of the checksum.
+    pub tos: Change<u8>,
     /// Address as it is and as it becomes.
     pub address: Change<F::Address>,
     /// Port (or echo identifier) as it is and as it becomes.

@@ -132,6 +132,12 @@ fn carry_out(ctx: &TcContext, verdict: Verdict<V4>, ip: u32) -> i32 {
             if write(ctx, &rewrite).is_none() {
                 return refuse(Drop::WriteFailed);
             }
+            let tos = rewrite.tos;
+            if tos.old != tos.new
+                && write_tos(ctx, rewrite.at.ip_checksum, tos.old, tos.new).is_none()
+            {
+                return refuse(Drop::WriteFailed);
+            }
             count(rewrite.event.counter());
             TC_ACT_UNSPEC
         }
@@ -204,6 +210,14 @@ fn write(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<()> {
     ctx.l3_csum_replace(at.ip_checksum as usize, whole(old), whole(new), 4).ok()?;
     ctx.store(at.address as usize, &new, 0).ok()?;
     ctx.store(at.port as usize, &new_port, 0).ok()
+}
+
+/// Writes the type of service of the packet whose IP header has its checksum at `sum`.
+#[inline(always)]
+fn write_tos(ctx: &TcContext, sum: u16, old: u8, new: u8) -> Option<()> {
+    let sum = sum as usize;
+    ctx.l3_csum_replace(sum, half([0, old]), half([0, new]), 2).ok()?;
+    ctx.store(sum - 9, &new, 0).ok()
 }
 
 /// Carries out the rewrite of a packet in which no port is changed.

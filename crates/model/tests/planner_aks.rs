@@ -122,7 +122,11 @@ fn the_profile_sets_addresses_ports_and_idle_time() {
         ["20.1.0.1", "20.1.0.2", "20.1.0.3", "2603:1030::1"]
     );
     play.set_cluster(json!({"loadBalancerProfile": {"managedOutboundIPs": {"count": 1}}}));
-    play.step();
+    let step = play.step();
+    let breaks: Vec<&str> =
+        step.changes.iter().flat_map(|change| &change.breaks).map(String::as_str).collect();
+    assert_eq!(breaks.len(), 1);
+    assert!(breaks[0].starts_with("20.1.0.2, 20.1.0.3, 2603:1030::1 drained: "), "{breaks:?}");
     assert_eq!(play.public_ips(), ["aks-outbound-1"]);
     assert_eq!(frontends(&play), ["aks-outbound-1"]);
     assert_eq!(play.public().properties.outbound_rules.len(), 1);

@@ -36,6 +36,9 @@ use crate::{maps::Address, raw, source::Refused, stop::Stop, sweep::Remote};
 
 /// Answers to one address within a second; further packets are only counted.
 pub const ANSWERS_PER_SECOND_MAX: u32 = 100;
+/// Answers to all addresses together within a second: who forges many must not have the node send
+/// as much as it is sent.
+pub const ANSWERS_IN_ALL_PER_SECOND_MAX: u32 = 5_000;
 /// Addresses that are told apart within a second; further ones share one allowance.
 pub const CLIENTS_MAX: usize = 4096;
 /// Destinations and pods that are told apart until the next report; further ones are counted as
@@ -209,21 +212,29 @@ impl Sender {
 struct Turn {
     second: Instant,
     sent: BTreeMap<Address, u32>,
+    in_all: u32,
 }
 
 impl Turn {
     fn new() -> Turn {
-        Turn { second: Instant::now(), sent: BTreeMap::new() }
+        Turn { second: Instant::now(), sent: BTreeMap::new(), in_all: 0 }
     }
 
     fn may_answer(&mut self, client: Address) -> bool {
         if self.second.elapsed() >= Duration::from_secs(1) {
             *self = Turn::new();
         }
+        if self.in_all >= ANSWERS_IN_ALL_PER_SECOND_MAX {
+            return false;
+        }
         let known = self.sent.contains_key(&client) || self.sent.len() < CLIENTS_MAX;
         let sent = self.sent.entry(if known { client } else { Address::default() }).or_default();
+        if *sent >= ANSWERS_PER_SECOND_MAX {
+            return false;
+        }
         *sent += 1;
-        *sent <= ANSWERS_PER_SECOND_MAX
+        self.in_all += 1;
+        true
     }
 }
 
@@ -237,17 +248,18 @@ struct Answerer {
 impl Answerer {
     fn answer(&mut self, notice: &Notice<Address>) {
         let quote = &notice.quote[..notice.quote.len().min(notice.length as usize)];
-        let packet = if notice.reason == Drop::NoFlow as u8 {
-            let port = notice.target_port.number();
-            let is_ours =
-                notice.side == Side::Egress as u8 || self.answerable.has(notice.target, port);
-            if is_ours { reset_for(quote) } else { None }
-        } else {
-            Some(prohibited(self.node, notice.source, quote))
+        let is_late = notice.reason == Drop::NoFlow as u8;
+        let is_ours = notice.side == Side::Egress as u8
+            || self.answerable.has(notice.target, notice.target_port.number());
+        // Asked before anything is made: what is beyond the limit must cost little.
+        if (is_late && !is_ours) || !self.turn.may_answer(notice.source) {
+            return;
+        }
+        let packet = match is_late {
+            true => reset_for(quote),
+            false => Some(prohibited(self.node, notice.source, quote)),
         };
-        if let Some(packet) = packet
-            && self.turn.may_answer(notice.source)
-        {
+        if let Some(packet) = packet {
             self.sender.send(&packet);
         }
     }
@@ -384,6 +396,19 @@ mod tests {
         assert_eq!(allowed(&mut turn, Address::new(10, 0, 0, 2)), ANSWERS_PER_SECOND_MAX);
         turn.second = Instant::now() - Duration::from_secs(1);
         assert_eq!(allowed(&mut turn, Address::new(10, 0, 0, 1)), ANSWERS_PER_SECOND_MAX);
+    }
+
+    #[test]
+    fn all_addresses_together_are_answered_so_often_and_no_more() {
+        let mut turn = Turn::new();
+        // No second ends meanwhile, however slow the machine is.
+        turn.second = Instant::now() + Duration::from_secs(60);
+        let clients = (0..CLIENTS_MAX as u32).map(|client| Ipv4Addr::from(client).into());
+        let asked = clients.cycle().take(2 * ANSWERS_IN_ALL_PER_SECOND_MAX as usize);
+        let answered = asked.filter(|client| turn.may_answer(*client)).count();
+        assert_eq!(answered, ANSWERS_IN_ALL_PER_SECOND_MAX as usize);
+        turn.second = Instant::now() - Duration::from_secs(1);
+        assert!(turn.may_answer(Address::default()));
     }
 
     #[test]

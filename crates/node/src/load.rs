@@ -46,8 +46,8 @@ pub const KERNEL_MIN: (u32, u32) = (6, 1);
 
 /// Realtime kernels from this one on may run several softirqs on one CPU, one within the other.
 const REALTIME_END: (u32, u32) = (6, 17);
-/// Says 1 on a realtime kernel; others do not have it.
-const REALTIME: &str = "/sys/kernel/realtime";
+/// What `uname -v` says of a realtime kernel. Not all of them have `/sys/kernel/realtime`.
+const REALTIME: &str = "PREEMPT_RT";
 
 /// Why the programs are not in the kernel.
 #[derive(Debug, Error)]
@@ -171,7 +171,8 @@ pub struct Loaded {
 
 /// Refuses kernels that are too old.
 pub fn check_kernel() -> Result<(), LoadError> {
-    let is_realtime = std::fs::read_to_string(REALTIME).is_ok_and(|text| text.trim() == "1");
+    let is_realtime = nix::sys::utsname::uname()
+        .is_ok_and(|name| name.version().to_string_lossy().contains(REALTIME));
     check_release(&kernel_release(), is_realtime)
 }
 

@@ -14,6 +14,9 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
         frame.drain(14..14 + 20 + 8 + 16);
     }
     let at = rewrite.at;
+    let tos = in_wire_order(rewrite.tos, |tos| [0, tos]);
+    sum(frame, at.ip_checksum as usize, &tos.old, &tos.new, false);
+    put(frame, at.ip_checksum - 9, in_wire_order(rewrite.tos, |tos| [tos]));
     let l4 = at.l4_checksum as usize;
     let none_is_zero = at.cover == Cover::PseudoHeaderOrNone;
     if let Some(segment) = rewrite.segment {
