@@ -112,6 +112,13 @@ pub fn sender<P: Packet + ?Sized>(packet: &P, own: Ipv4, port: u16) -> Option<Ip
     is_wrapped.then_some(b.address(12))
 }
 
+/// Where the outer header's checksum stands in a frame.
+pub const CHECKSUM_AT: usize = ETHERNET + 10;
+/// Where its destination does.
+pub const TARGET_AT: usize = ETHERNET + 16;
+/// Where the second node to try does.
+pub const OTHER_AT: usize = ETHERNET + UNDERLAY + 4;
+
 /// Whether a wrapped packet has met congestion since it was wrapped.
 #[inline(always)]
 pub fn is_congested<P: Packet + ?Sized>(packet: &P) -> bool {

@@ -68,7 +68,12 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     match headers.transport {
         Transport::Tcp | Transport::Udp | Transport::Echo { .. } | Transport::Other => {}
         Transport::IcmpError if headers.fragment => return Err(Drop::Fragment),
-        Transport::IcmpError => return error(packet, tables, &headers),
+        Transport::IcmpError => {
+            return match error(packet, tables, &headers) {
+                Err(Drop::IcmpNoFlow) => elsewhere(settings, private).ok_or(Drop::IcmpNoFlow),
+                known => known,
+            };
+        }
         Transport::IcmpOther => return Err(Drop::IcmpType),
         Transport::Fragment => {
             return match fragment::address(tables, &headers, Side::Ingress, ticks) {
@@ -89,7 +94,21 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     if headers.transport == Transport::Other {
         return Err(Drop::Protocol);
     }
-    inbound(tables, settings, &headers, &key, ticks, now)
+    match elsewhere(settings, private) {
+        Some(passed_on) => Ok(passed_on),
+        None => inbound(tables, settings, &headers, &key, ticks, now),
+    }
+}
+
+/// What becomes of a packet of no flow here that says where else its flow may be: nodes come and
+/// go, and whoever sent it could not know. It takes no more than one hop.
+#[inline(always)]
+fn elsewhere(settings: &AgentSettings<Address>, private: gue::Private) -> Option<Verdict<V4>> {
+    let other = private.other;
+    // While flows are carried over to another table, this one does not know them all.
+    let is_known = settings.flags & agent_flag::HOLD == 0 && other != settings.node;
+    (is_known && other != Address::default())
+        .then_some(Verdict::PassOn { here: settings.node, to: other })
 }
 
 #[inline(always)]
@@ -146,9 +165,6 @@ fn inbound<T: AgentTables<V4>>(
 ) -> Result<Verdict<V4>, Drop> {
     if settings.flags & agent_flag::HOLD != 0 {
         return Err(Drop::Held);
-    }
-    if settings.flags & agent_flag::LEAVING != 0 {
-        return Ok(Verdict::Pass(Pass::Leaving));
     }
     if headers.protocol == protocol::ICMP {
         return Err(Drop::NoFlow);

@@ -12,6 +12,7 @@ pub mod agent;
 pub mod checksum;
 pub mod clock;
 pub mod count;
+pub mod drain;
 pub mod egress;
 pub mod ends;
 pub mod flow;
@@ -73,6 +74,11 @@ pub mod limits {
     pub const LEFTOVERS_MAX: u32 = 65_536;
     /// Maglev entries on one mux, over all backend sets.
     pub const MAGLEV_ENTRIES_MAX: u32 = 4 * 1024 * 1024;
+    /// Nodes that a rule's flows may be on beside the one that gets its new ones.
+    pub const PREVIOUS_MAX: usize = 2;
+    /// Connections that a mux notes while nodes come and go; a later one takes an earlier one's
+    /// row.
+    pub const NOTES_ROWS: u32 = 65_536;
     /// Allowed source prefixes on one mux or node, over all rules.
     pub const ALLOWED_SOURCES_MAX: u32 = 65_536;
     /// Prefixes of pods, nodes and muxes, from which nothing comes in by a mux.

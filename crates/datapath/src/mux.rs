@@ -9,13 +9,15 @@
 //! remembers for a moment where the first one went (Maglev, NSDI 2016, 4.3).
 
 use crate::{
-    Drop, Event, Family, Pass, Port, V4, fragment, gue, hash, icmp,
+    Drop, Event, Family, Pass, Port, V4,
+    drain::{self, Age},
+    fragment, gue, hash, icmp,
     limits::{GUE_OVERHEAD, KEEPERS_ROWS},
     packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport, View},
     protocol,
     tables::{
-        Fragment, FragmentKey, LeftoverKey, MuxSettings, NearVip, Node, Owners, Rule, RuleKey,
-        Side, Ticks, Vip, mux_flag, owner, rule_flag,
+        Fragment, FragmentKey, LeftoverKey, MuxSettings, NearVip, Node, Note, Owners, Rule,
+        RuleKey, Side, Ticks, Vip, mux_flag, owner, rule_flag,
     },
     verdict::MuxVerdict,
 };
@@ -38,6 +40,10 @@ pub trait MuxTables {
     fn rule(&self, key: &RuleKey<Address>) -> Option<&Rule>;
     /// A row of Maglev entries.
     fn maglev(&self, row: u32) -> Option<&Owners>;
+    /// A row of notes.
+    fn noted(&self, row: u32) -> Option<Note>;
+    /// Writes a row of notes.
+    fn note(&self, row: u32, note: Note);
     /// Whether the rule with this id allows the source.
     fn allows(&self, rule: u32, source: &Address) -> bool;
     /// Index of the node that has flows left on ports of a block with listeners.
@@ -57,6 +63,8 @@ pub trait MuxTables {
 /// A node, and how a packet gets there.
 struct Way {
     node: u16,
+    /// Where else its flow may be.
+    other: u16,
     hash: u64,
     event: Event,
 }
@@ -144,10 +152,14 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
         let is_error = matches!(way.event, Event::WrappedError);
         return too_big(&packet, settings, &headers, is_error);
     }
-    let node = node(tables, way.node)?;
+    let target = node(tables, way.node)?.address;
     let tag = tag(settings, |slot| gue::tag(&settings.tag_keys, slot, &headers));
     let (total, tos) = (headers.total as u16, headers.tos);
-    let outer = to_gateway(settings, node.address, total, tos, way.hash as u16, tag)?;
+    let mut outer = to_gateway(settings, target, total, tos, way.hash as u16, tag)?;
+    if way.other != owner::NONE {
+        // One that is gone has no flows.
+        outer.other = node(tables, way.other).map_or(outer.other, |other| other.address);
+    }
     Ok(MuxVerdict::Wrap { outer, event: way.event })
 }
 
@@ -324,9 +336,12 @@ fn by_port<T: MuxTables>(
     match owner_of(tables, vip, headers.target_port) {
         owner::NONE => Err(Drop::NoRule),
         owner::RULES => by_rule(tables, settings, headers),
-        node => {
-            Ok(Way { node, hash: reply_hash(headers, settings.seed), event: Event::WrappedReply })
-        }
+        node => Ok(Way {
+            node,
+            other: owner::NONE,
+            hash: reply_hash(headers, settings.seed),
+            event: Event::WrappedReply,
+        }),
     }
 }
 
@@ -337,6 +352,7 @@ fn whole(settings: &MuxSettings<Address>, headers: &Headers<V4>, vip: &Vip) -> R
         0 => Err(Drop::Protocol),
         node => Ok(Way {
             node: node as u16,
+            other: owner::NONE,
             hash: flow_hash(headers, settings.seed, false),
             event: Event::WrappedReply,
         }),
@@ -470,16 +486,31 @@ fn by_rule<T: MuxTables>(
     if rule.flags & rule_flag::RESTRICTED != 0 && !tables.allows(rule.id, &headers.source) {
         return Err(Drop::SourceNotAllowed);
     }
-    if rule.maglev_count == 0 {
-        return Err(Drop::NoBackend);
-    }
     let affinity = rule.flags & rule_flag::CLIENT_AFFINITY != 0;
     let hash = flow_hash(headers, settings.seed, affinity);
-    let entry = rule.maglev_first + hash::below((hash >> 32) as u32, rule.maglev_count);
-    match tables.maglev(entry / 4).map(|row| row.0[(entry & 3) as usize]) {
-        None | Some(owner::NONE) => Err(Drop::NoBackend),
-        Some(node) => Ok(Way { node, hash, event: Event::WrappedInbound }),
+    let current = backend(tables, rule, hash);
+    let [node, other] = match rule.previous_count {
+        0 => [current, owner::NONE],
+        _ => {
+            // A client's connections are told apart even where they share their place.
+            let flow = if affinity { flow_hash(headers, settings.seed, false) } else { hash };
+            drain::candidates(tables, rule, current, hash, flow, Age::of(headers))
+        }
+    };
+    match node {
+        owner::NONE => Err(Drop::NoBackend),
+        node => Ok(Way { node, other, hash, event: Event::WrappedInbound }),
     }
+}
+
+/// The node that gets a rule's new flows with this hash.
+#[inline(always)]
+fn backend<T: MuxTables>(tables: &T, rule: &Rule, hash: u64) -> u16 {
+    if rule.maglev_count == 0 {
+        return owner::NONE;
+    }
+    let entry = rule.maglev_first + hash::below((hash >> 32) as u32, rule.maglev_count);
+    tables.maglev(entry / 4).map_or(owner::NONE, |row| row.0[(entry & 3) as usize])
 }
 
 /// The node that has flows left on the other ports of a listener's block.
@@ -495,6 +526,7 @@ fn left<T: MuxTables>(
         None => Err(Drop::NoRule),
         Some(node) => Ok(Way {
             node: *node as u16,
+            other: owner::NONE,
             hash: flow_hash(headers, settings.seed, false),
             event: Event::WrappedReply,
         }),

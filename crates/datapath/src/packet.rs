@@ -142,7 +142,7 @@ pub struct Headers<F: Family> {
     pub ip: usize,
     /// Offset of the transport header.
     pub l4: usize,
-    /// Length of the IP packet. More than its header can say where the kernel has not cut it up yet.
+    /// Length of the IP packet; more than its header can say where the kernel has yet to cut it.
     pub total: u32,
     /// Type of service byte (DSCP and ECN).
     pub tos: u8,

@@ -9,7 +9,7 @@ use core::cell::Cell;
 
 use crate::{
     Ipv4, Port,
-    limits::{BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, NEAR_VIPS_ROWS, SEGMENTS_MAX},
+    limits::{BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, NEAR_VIPS_ROWS, PREVIOUS_MAX, SEGMENTS_MAX},
 };
 
 /// A row that may cross into the kernel byte by byte: `repr(C)`, no hidden padding, every bit
@@ -535,6 +535,30 @@ pub struct Rule {
     pub maglev_first: u32,
     /// Entries of that table; 0 when the backend set is empty.
     pub maglev_count: u32,
+    /// While nodes come and go: the entry of `maglev` where the rule's [`Previous`] nodes begin.
+    pub previous_first: u32,
+    /// For how many parts of the hash space they stand there; 0 when all the rule's flows are where
+    /// its new ones go.
+    pub previous_count: u32,
+}
+
+/// Which nodes may have flows of one part of the hash space while nodes come and go. First the one
+/// that got the new ones when this began (it may get them again): its flows have no notes. Then
+/// one of those that got them in between. Both are [`owner::NONE`] where nothing has changed. Two
+/// parts share a row of `maglev`.
+pub type Previous = [u16; PREVIOUS_MAX];
+
+/// A connection that began while nodes came and went.
+// Eight bytes, which change at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Note {
+    /// A part of the connection's hash that does not say which row it has.
+    pub check: u32,
+    /// The node that it was opened at.
+    pub node: u16,
+    /// Zero.
+    pub reserved: u16,
 }
 
 /// Bits of [`Rule::flags`] and [`Service::flags`].
@@ -618,6 +642,7 @@ impl Row for Owners {}
 impl<A> Row for Node<A> {}
 impl<A> Row for LeftoverKey<A> {}
 impl Row for Rule {}
+impl Row for Note {}
 impl<A> Row for AllowedSource<A> {}
 impl<A> Row for AllowedClient<A> {}
 impl Row for Vip {}

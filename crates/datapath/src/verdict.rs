@@ -24,6 +24,14 @@ pub enum Verdict<F: Family> {
         /// Index of the policy under which it would have left.
         policy: u8,
     },
+    /// Stays wrapped and is sent to another node, which takes it as if it came from the mux: the
+    /// outer destination changes, and the node that it takes along as another one is none.
+    PassOn {
+        /// The outer destination as it is.
+        here: F::Address,
+        /// The outer destination as it becomes.
+        to: F::Address,
+    },
     /// Is changed and goes on.
     Rewrite(Rewrite<F>),
     /// Is an ICMP error, is changed and goes on.
@@ -186,8 +194,7 @@ pub enum MuxVerdict<'a> {
         event: Event,
     },
     /// The sender is told that the packet is too large: `headers` take the place of its Ethernet
-    /// header, it is cut behind `length` bytes, and it goes back out of the interface it came in
-    /// by.
+    /// header, it is cut behind `length` bytes, and it goes back out of the interface it came by.
     TellTooBig {
         /// The new Ethernet, IPv4 and ICMP headers.
         headers: [u8; crate::icmp::TOO_BIG],

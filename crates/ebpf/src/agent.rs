@@ -19,7 +19,9 @@ use aya_ebpf::{
         TC_ACT_UNSPEC,
     },
     btf_maps::lpm_trie,
-    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_loop, bpf_skb_load_bytes},
+    helpers::{
+        bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_loop, bpf_redirect_neigh, bpf_skb_load_bytes,
+    },
     macros::classifier,
     programs::TcContext,
 };
@@ -30,7 +32,7 @@ use datapath::{
     clock::Clock,
     gue,
     icmp::ErrorRewrite,
-    limits::{POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
+    limits::{OWN_MARK, POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
     packet::{ETHERNET, HEADERS_MAX, Packet, has_more_headers},
     positions::{Bits, Positions},
     protocol,
@@ -128,6 +130,16 @@ fn carry_out(ctx: &TcContext, verdict: Verdict<V4>, ip: u32) -> i32 {
             tell(ctx, &flow, policy, reason, ip);
             refuse(reason)
         }
+        Verdict::PassOn { here, to } => {
+            if readdress(ctx, here, to).is_none() {
+                return refuse(Drop::WriteFailed);
+            }
+            count(Event::PassedOn.counter());
+            // SAFETY: the context is the kernel's; the routes say by which neighbour.
+            unsafe {
+                bpf_redirect_neigh((*ctx.skb.skb).ifindex, core::ptr::null_mut(), 0, 0) as i32
+            }
+        }
         Verdict::Rewrite(rewrite) => {
             if write(ctx, &rewrite).is_none() {
                 return refuse(Drop::WriteFailed);
@@ -155,6 +167,18 @@ fn carry_out(ctx: &TcContext, verdict: Verdict<V4>, ip: u32) -> i32 {
 fn refuse(reason: Drop) -> i32 {
     count(reason.counter());
     TC_ACT_SHOT
+}
+
+/// Addresses a wrapped packet to another node, and to no other behind that. Its mark is for the
+/// program that sees it leave.
+#[inline(always)]
+fn readdress(ctx: &TcContext, here: Address, to: Address) -> Option<()> {
+    ctx.l3_csum_replace(gue::CHECKSUM_AT, whole(here), whole(to), 4).ok()?;
+    ctx.store(gue::TARGET_AT, &to, 0).ok()?;
+    ctx.store(gue::OTHER_AT, &Address::default(), 0).ok()?;
+    // SAFETY: the context is the kernel's.
+    unsafe { (*ctx.skb.skb).mark = OWN_MARK };
+    Some(())
 }
 
 /// Carries out a rewrite. The helpers know about checksums that the card is still to fill in, so

@@ -167,6 +167,20 @@ impl MuxTables for Kernel {
     }
 
     #[inline(always)]
+    fn noted(&self, row: u32) -> Option<Note> {
+        // A note that changes meanwhile names a node to begin with, as any other does.
+        NOTES.get(row).copied()
+    }
+
+    #[inline(always)]
+    fn note(&self, row: u32, note: Note) {
+        if let Some(cell) = NOTES.get_ptr_mut(row) {
+            // SAFETY: the row is there, and any bits in it are a note.
+            unsafe { cell.write(note) };
+        }
+    }
+
+    #[inline(always)]
     fn allows(&self, rule: u32, source: &Address) -> bool {
         let key = AllowedSource { rule: rule.to_be_bytes(), source: *source };
         ALLOWED_SOURCES.get(&lpm_trie::Key::new(64, key)).is_some()

@@ -29,9 +29,13 @@ pub static NODES: Array<Node<Address>, { NODES_MAX as usize }> = Array::new();
 #[btf_map(name = "rules")]
 pub static RULES: HashMap<RuleKey<Address>, Rule, { RULES_MAX as usize }> = HashMap::new();
 
-/// Maglev tables one behind the other, four entries to a row.
+/// Maglev tables, and the nodes before them, one behind the other, four entries to a row.
 #[btf_map(name = "maglev")]
 pub static MAGLEV: Array<Owners, { (MAGLEV_ENTRIES_MAX / 4) as usize }> = Array::new();
+
+/// Connections that began while nodes came and went, by their hash.
+#[btf_map(name = "notes")]
+pub static NOTES: Array<Note, { NOTES_ROWS as usize }> = Array::new();
 
 #[btf_map(name = "allowed_sources")]
 pub static ALLOWED_SOURCES: LpmTrie<AllowedSource<Address>, u32, { ALLOWED_SOURCES_MAX as usize }> =

@@ -11,6 +11,7 @@ use crate::host::Host;
 use crate::kubelet;
 use crate::namespace;
 use crate::process;
+use crate::reach::Reach;
 use crate::ready;
 use crate::role;
 use crate::store::Key;
@@ -109,7 +110,10 @@ pub fn uninstall(lab: &mut Lab, host: Host, drain_for: Duration) -> Result<Optio
     lab.save()?;
     drop(lock);
     let config = role::agent_config(lab, host);
-    namespace::within(&lab.place.namespace(host), || node::agent::uninstall(&config, drain_for))
+    let mut reach = Reach::new(lab.store(), format!("uninstall of {host}"))?;
+    namespace::within(&lab.place.namespace(host), || {
+        node::agent::uninstall(&mut reach, &config, drain_for)
+    })
 }
 
 /// Starts one of the lab's own processes that has ended without [`kill`].

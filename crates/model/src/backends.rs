@@ -13,6 +13,7 @@ use crate::kubernetes::{Service, ServicePort};
 use crate::objects::Objects;
 use crate::pods::{EndpointConditions, EndpointSlice, SERVICE_NAME_LABEL};
 use crate::resources::{LoadBalancer, LoadBalancingRule, SecurityRuleProperties};
+use crate::serving::Servers;
 
 /// A pod that serves a rule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +45,8 @@ pub struct PublicRule {
     /// Pods that take new connections, in order: those that are ready, or, where none is, those
     /// that serve until they are gone.
     pub backends: Vec<Backend>,
+    /// Nodes that get new connections, and how many ready pods each has.
+    pub nodes: BTreeMap<String, u32>,
     /// The other pods that are listed, in order: nothing new is for them, but connections that they
     /// have may go on.
     pub unready: Vec<Unready>,
@@ -57,17 +60,6 @@ pub struct PublicRule {
     pub allowed_sources: Option<BTreeSet<Ipv4Net>>,
 }
 
-impl PublicRule {
-    /// Ready pods by node.
-    pub fn weights(&self) -> BTreeMap<String, u32> {
-        let mut weights = BTreeMap::new();
-        for backend in &self.backends {
-            *weights.entry(backend.node.clone()).or_insert(0) += 1;
-        }
-        weights
-    }
-}
-
 /// All rules of public IPv4 frontends, by where clients connect.
 pub fn public_rules(objects: &Objects) -> BTreeMap<RuleKey<Ipv4>, PublicRule> {
     let by_prefix: BTreeMap<String, &Service> = objects
@@ -79,6 +71,7 @@ pub fn public_rules(objects: &Objects) -> BTreeMap<RuleKey<Ipv4>, PublicRule> {
         })
         .collect();
     let slices = slices_by_service(objects);
+    let servers = Servers::new(objects);
     let mut rules = BTreeMap::new();
     for balancer in objects.resources.load_balancers.values() {
         for rule in &balancer.properties.load_balancing_rules {
@@ -97,6 +90,7 @@ pub fn public_rules(objects: &Objects) -> BTreeMap<RuleKey<Ipv4>, PublicRule> {
                     PublicRule {
                         name: rule.name.clone(),
                         key,
+                        nodes: servers.of(balancer, rule, &backends),
                         backends,
                         unready,
                         client_affinity: distribution != "Default",

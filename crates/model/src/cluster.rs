@@ -57,6 +57,10 @@ pub struct ClusterNetworkSpec {
     /// How long a key of theirs is used, in seconds.
     #[serde(deserialize_with = "wrap_key_seconds")]
     pub wrap_key_seconds: u32,
+    /// How long a node that gets no new inbound connections any more keeps those that it has, in
+    /// seconds.
+    #[serde(skip_serializing_if = "DrainFor::is_default")]
+    pub drain_for_seconds: DrainFor,
     /// How many outbound flows pods and namespaces may have on a node at a time.
     #[serde(skip_serializing_if = "Quotas::is_none")]
     pub quotas: Quotas,
@@ -81,6 +85,7 @@ impl Default for ClusterNetworkSpec {
             timers: FlowTimers::default(),
             wrap_authentication: WrapAuthentication::Required,
             wrap_key_seconds: WRAP_KEY_SECONDS,
+            drain_for_seconds: DrainFor::default(),
             quotas: Quotas::default(),
             limits: None,
             node_pools: Vec::new(),
@@ -265,6 +270,40 @@ impl FlowTimers {
                 gateway.tcp_reset_seconds,
             ),
         ]
+    }
+}
+
+/// How long a node keeps connections when it gets no new ones, in seconds: at most a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct DrainFor(u32);
+
+impl Default for DrainFor {
+    fn default() -> Self {
+        DrainFor(600)
+    }
+}
+
+impl TryFrom<u32> for DrainFor {
+    type Error = String;
+
+    fn try_from(seconds: u32) -> Result<DrainFor, String> {
+        match seconds {
+            0..=TIMER_SECONDS_MAX => Ok(DrainFor(seconds)),
+            _ => Err(format!("drainForSeconds is {seconds}: at most {TIMER_SECONDS_MAX}")),
+        }
+    }
+}
+
+impl From<DrainFor> for u32 {
+    fn from(drain_for: DrainFor) -> u32 {
+        drain_for.0
+    }
+}
+
+impl DrainFor {
+    fn is_default(&self) -> bool {
+        *self == DrainFor::default()
     }
 }
 

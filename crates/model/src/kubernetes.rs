@@ -373,6 +373,12 @@ pub struct NodeInfo {
 }
 
 impl Node {
+    /// Whether it is ready, as far as it is known.
+    pub fn is_ready(&self) -> bool {
+        let known = self.status.conditions.iter().find(|found| found.condition_type == "Ready");
+        known.is_none_or(|ready| ready.status == "True")
+    }
+
     /// Addresses of type InternalIP, in their order.
     pub fn internal_ips(&self) -> impl Iterator<Item = std::net::IpAddr> + '_ {
         self.status

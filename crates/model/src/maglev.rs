@@ -6,13 +6,15 @@
 
 use std::collections::BTreeMap;
 
-/// Table sizes: primes, so that every permutation visits every entry.
-pub const SIZES: [u32; 5] = [251, 1021, 4093, 16_381, 65_521];
+/// Table sizes. Every entry of a table is a whole number of entries of a larger one, so that tables
+/// of different sizes can be compared entry by entry. (The paper takes primes; all that matters is
+/// that a permutation visits every entry, which odd steps do here.)
+pub const SIZES: [u32; 5] = [256, 1024, 4096, 16_384, 65_536];
 
 /// Size of the table for this many nodes: at least 100 entries a node, if there is such a size.
 pub fn size(nodes: usize) -> u32 {
     let wanted = 100 * nodes;
-    SIZES.into_iter().find(|size| *size as usize >= wanted).unwrap_or(65_521)
+    SIZES.into_iter().find(|size| *size as usize >= wanted).unwrap_or(SIZES[SIZES.len() - 1])
 }
 
 /// The table: for each entry the node that gets it, as its place among `weights`. Empty when no
@@ -66,7 +68,7 @@ struct Turn {
 impl Turn {
     fn new(place: u16, name: &str, weight: u32, size: u32) -> Turn {
         let next = (hash(name, 1) % u64::from(size)) as u32;
-        let skip = (hash(name, 2) % u64::from(size - 1)) as u32 + 1;
+        let skip = (hash(name, 2) % u64::from(size)) as u32 | 1;
         Turn { place, weight, credit: 0, next, skip }
     }
 }
@@ -99,18 +101,18 @@ mod tests {
     fn a_table_has_at_least_a_hundred_entries_a_node_up_to_the_largest_size() {
         assert_eq!(
             [1, 2, 3, 10, 11, 40, 163, 164, 2000].map(size),
-            [251, 251, 1021, 1021, 4093, 4093, 16_381, 65_521, 65_521]
+            [256, 256, 1024, 1024, 4096, 4096, 16_384, 65_536, 65_536]
         );
     }
 
     #[test]
     fn shares_follow_weights() {
         let table = table(&weights(&[("n1", 1), ("n2", 3), ("n3", 0)]));
-        assert_eq!(table.len(), 251);
+        assert_eq!(table.len(), 256);
         let shares = shares(&table, 3);
         assert_eq!(shares[2], 0);
-        assert!((61..=64).contains(&shares[0]), "{shares:?}");
-        assert_eq!(shares[0] + shares[1], 251);
+        assert!((62..=66).contains(&shares[0]), "{shares:?}");
+        assert_eq!(shares[0] + shares[1], 256);
     }
 
     #[test]

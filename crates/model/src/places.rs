@@ -83,6 +83,12 @@ impl<T: PartialEq + Clone> Runs<T> {
         (from + count <= self.end).then_some(from)
     }
 
+    /// The rows of the run that begins at `first`.
+    pub fn rows_of(&self, first: u32) -> Option<&[T]> {
+        let run = self.known.iter().find(|(known, _)| *known == first);
+        run.map(|(_, rows)| rows.as_slice())
+    }
+
     /// All rows of the runs that were asked for.
     pub fn rows(&self) -> BTreeMap<u32, T> {
         let wanted = self.known.iter().filter(|(first, _)| self.wanted.contains(first));

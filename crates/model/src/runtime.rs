@@ -114,6 +114,12 @@ pub struct NodeNetworkStatus {
     pub used_ports: u32,
     /// Order about the tags of wrapped packets that the kernel's tables hold.
     pub tag_epoch: u32,
+    /// Its programs are about to be taken off: muxes send no new connections.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
+    /// They are off: it has no connections any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub left: bool,
     /// Flows that leave by each public address.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub flows: BTreeMap<Ipv4Addr, u32>,

@@ -17,6 +17,7 @@ use crate::objects::Objects;
 
 mod agent;
 mod mux;
+mod past;
 
 pub use agent::{AgentEdit, AgentTables, agent_tables, policy_index};
 pub use mux::{MuxEdit, MuxTables, mux_tables};

@@ -376,6 +376,7 @@ impl World {
             mux.tables.epoch = tables.epoch;
             mux.tables.address = tables.address;
             mux.tables.gateway = tables.gateway;
+            mux.tables.deadlines.clone_from(&tables.deadlines);
             assert_eq!(mux.tables, tables, "edits lead to what was wanted");
         }
         mux.heartbeat = Some(now);

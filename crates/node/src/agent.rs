@@ -59,6 +59,9 @@ pub const TELL_EVERY: Duration = Duration::from_secs(1);
 pub const ADOPT_FOR_DEFAULT: Duration = Duration::from_secs(600);
 /// How long an uninstall waits for flows to end, unless told otherwise.
 pub const DRAIN_FOR_DEFAULT: Duration = Duration::from_secs(600);
+/// How long an uninstall goes on at least, after it has said so: muxes send new connections until
+/// they have read it.
+pub const LEAVE_FOR: Duration = Duration::from_secs(2);
 /// IPv4 and TCP headers without options: MTU minus this is the MSS.
 const HEADERS: u32 = 20 + 20;
 
@@ -112,17 +115,22 @@ impl AgentConfig {
 /// Takes the programs off and forgets everything; tells how many flows that cut, where that can be
 /// seen.
 ///
-/// For `drain_for` at most, flows that are there go on and new ones pass as if the programs were
-/// not there; it ends early when no flow is left. Who dies in that time leaves it so, for the next
-/// uninstall to go on or the next agent to take back.
-pub fn uninstall(config: &AgentConfig, drain_for: Duration) -> Result<Option<u64>> {
+/// For `drain_for` at most, flows that are there go on, and so do connections that muxes still
+/// send; new ones from inside pass as if the programs were not there. It ends early when no flow is
+/// left. Who dies in that time leaves it so, for the next uninstall to go on or the next agent to
+/// take back.
+pub fn uninstall(
+    source: &mut dyn Source,
+    config: &AgentConfig,
+    drain_for: Duration,
+) -> Result<Option<u64>> {
     let pins = config.pins();
     if !pins.exist() {
         return Ok(Some(0));
     }
     // A running agent would put them back.
     let lock = pins.lock()?;
-    let cut = match drain(config, &lock, drain_for) {
+    let cut = match drain(source, config, &lock, drain_for) {
         Ok(cut) => Some(cut),
         Err(_) if drain_for.is_zero() => None,
         Err(problem) => {
@@ -132,27 +140,58 @@ pub fn uninstall(config: &AgentConfig, drain_for: Duration) -> Result<Option<u64
     };
     attach::detach_agent(&pins, &config.uplink)?;
     pins.remove()?;
+    // Nothing depends on its being said: what is not ready and silent has no connections either.
+    if let Err(problem) = say(source, config, |status| status.left = true) {
+        journal::warn(format!("{}: {problem:#}", config.node));
+    }
     Ok(cut)
 }
 
-/// Lets no flow begin and waits for those that are there to end; tells how many did not.
-fn drain(config: &AgentConfig, lock: &PinsLock, drain_for: Duration) -> Result<u64> {
+/// Lets no flow begin but those that muxes send, has them send no more, and waits for those that
+/// are there to end; tells how many did not.
+fn drain(
+    source: &mut dyn Source,
+    config: &AgentConfig,
+    lock: &PinsLock,
+    drain_for: Duration,
+) -> Result<u64> {
     let pins = config.pins();
     pins.settle(lock)?;
+    say(source, config, |status| status.leaving = true)?;
     let mut rows = maps::open_settings(&pins)?;
     let mut settings = rows.get(0)?.0;
     settings.flags |= agent_flag::LEAVING;
     rows.set(0, &Raw(settings))?;
     let begun = Instant::now();
+    let mut said = begun;
     let view = AgentView::open(&config.scope, &config.node)?;
     // BOUND: `drain_for`.
     loop {
         let left = view.flows_that_may_go_on()?;
-        if left == 0 || begun.elapsed() >= drain_for {
+        let is_over = left == 0 && begun.elapsed() >= LEAVE_FOR;
+        if is_over || begun.elapsed() >= drain_for {
             return Ok(left);
+        }
+        if said.elapsed() >= HEARTBEAT {
+            said = Instant::now();
+            say(source, config, |status| status.leaving = true)?;
         }
         std::thread::sleep(TURN);
     }
+}
+
+/// Says something of a node whose agent does not run.
+fn say(
+    source: &mut dyn Source,
+    config: &AgentConfig,
+    what: impl Fn(&mut NodeNetworkStatus),
+) -> Result<()> {
+    let objects = source.objects().context("cannot read what the node runs")?;
+    // Nobody knows the node, so nobody sends it anything.
+    let Some(network) = objects.node_networks.get(&config.node) else { return Ok(()) };
+    let mut status = NodeNetworkStatus { heartbeat: source::now(), ..network.status.clone() };
+    what(&mut status);
+    source.report_node(&config.node, &status).context("cannot say that the node is left")
 }
 
 /// Runs the node's part until `stop`. The programs stay attached after that and go on with the
@@ -563,6 +602,7 @@ impl<'a> Agent<'a> {
             used_ports: self.usage.ports_used,
             tag_epoch: self.settings.tag_epoch,
             flows: self.usage.addresses.iter().map(|(ip, flows)| ((*ip).into(), *flows)).collect(),
+            ..NodeNetworkStatus::default()
         })
     }
 

@@ -238,6 +238,8 @@ pub fn read_mux(maps: &MuxMaps) -> Result<MuxTables, TableError> {
             check: settings.flags & mux_flag::CHECK_TAGS != 0,
         },
         internal: prefixes(&maps.internal)?,
+        // Whoever wrote the rows knew; now they last for the whole time again.
+        deadlines: BTreeMap::new(),
         allowed_sources: allowed.collect(),
     })
 }

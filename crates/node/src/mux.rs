@@ -227,6 +227,7 @@ impl<'a> Mux<'a> {
         self.present.epoch = desired.epoch;
         self.present.address = desired.address;
         self.present.tags = desired.tags;
+        self.present.deadlines = desired.deadlines;
         self.write_settings(self.settings.gateway_mac)?;
         self.is_filled = true;
         // With other tables at work, it has time to learn the gateway first: see `look_after`.

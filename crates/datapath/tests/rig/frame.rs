@@ -67,8 +67,7 @@ fn ethernet(tokens: &mut Tokens<'_>) -> Result<Vec<u8>, String> {
     Ok(frame)
 }
 
-/// GUE variant 0 behind UDP without a checksum, with three words of private data, as a mux sends
-/// it.
+/// GUE variant 0 behind UDP without a checksum, with three words of private data, as muxes send it.
 fn wrapped(tokens: &mut Tokens<'_>) -> Result<Vec<u8>, String> {
     let (source, target) = tokens.pair(Tokens::address)?;
     let mut from = 50_000;

@@ -47,6 +47,13 @@ pub fn rewrite(frame: &mut Vec<u8>, rewrite: &Rewrite<V4>, mut count: impl FnMut
     }
 }
 
+/// Addresses a wrapped packet to another node.
+pub fn pass_on(frame: &mut [u8], here: [u8; 4], to: [u8; 4]) {
+    sum(frame, 14 + 10, &here, &to, false);
+    frame[14 + 16..14 + 20].copy_from_slice(&to);
+    frame[14 + 20 + 8 + 4..14 + 20 + 8 + 8].fill(0);
+}
+
 /// Carries out the changes to an ICMP error.
 pub fn rewrite_error(frame: &mut Vec<u8>, rewrite: &ErrorRewrite) {
     if rewrite.unwrap {

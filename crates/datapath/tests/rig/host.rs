@@ -40,6 +40,7 @@ pub struct Rows {
     near_vips: BTreeMap<u32, NearVip<Address>>,
     owners: BTreeMap<u32, Owners>,
     maglev: BTreeMap<u32, Owners>,
+    notes: RefCell<BTreeMap<u32, Note>>,
     mux_fragments: RefCell<BTreeMap<FragmentKey<Address>, &'static Fragment<Address>>>,
     /// What lives here is never given back: a row that was handed out stays readable, as in the
     /// kernel.
@@ -79,6 +80,7 @@ impl Host {
             near_vips: given.near_vips(),
             owners: rows_of(&given.owners),
             maglev: rows_of(&given.maglev),
+            notes: RefCell::default(),
             mux_fragments: RefCell::default(),
             flows: RefCell::default(),
             looked_up: Cell::default(),
@@ -118,6 +120,12 @@ impl Host {
             Verdict::Refuse { reason, .. } => {
                 self.tables.add(reason.counter());
                 (Way::Dropped, None)
+            }
+            Verdict::PassOn { here, to } => {
+                let mut out = frame.to_vec();
+                hand::pass_on(&mut out, here.wire(), to.wire());
+                self.tables.add(Event::PassedOn.counter());
+                (Way::Back, Some(out))
             }
             Verdict::Rewrite(rewrite) => {
                 let mut out = frame.to_vec();
@@ -428,6 +436,15 @@ impl MuxTables for Rows {
     fn maglev(&self, row: u32) -> Option<&Owners> {
         let there = row < datapath::limits::MAGLEV_ENTRIES_MAX / 4;
         there.then(|| self.maglev.get(&row).unwrap_or(&NOBODY))
+    }
+
+    fn noted(&self, row: u32) -> Option<Note> {
+        let there = row < datapath::limits::NOTES_ROWS;
+        there.then(|| self.notes.borrow().get(&row).copied().unwrap_or_default())
+    }
+
+    fn note(&self, row: u32, note: Note) {
+        self.notes.borrow_mut().insert(row, note);
     }
 
     fn allows(&self, rule: u32, source: &Address) -> bool {

@@ -74,14 +74,16 @@ impl Traffic {
         }
         let (hook, words) = match self.dice.random_range(0..10) {
             0..4 => (Hook::Egress, self.outbound()),
-            4..6 => (
-                Hook::Ingress,
-                format!("gue 10.0.0.{} > 10.0.0.11 {} {}", self.mux(), self.tag(), self.reply()),
-            ),
-            6..8 => (
-                Hook::Ingress,
-                format!("gue 10.0.0.2 > 10.0.0.11 {} {}", self.tag(), self.inbound()),
-            ),
+            4..6 => {
+                let (mux, other, tag) = (self.mux(), self.other(), self.tag());
+                let reply = self.reply();
+                (Hook::Ingress, format!("gue 10.0.0.{mux} > 10.0.0.11 {other} {tag} {reply}"))
+            }
+            6..8 => {
+                let (other, tag) = (self.other(), self.tag());
+                let inbound = self.inbound();
+                (Hook::Ingress, format!("gue 10.0.0.2 > 10.0.0.11 {other} {tag} {inbound}"))
+            }
             8 => {
                 let inner = match self.dice.random_range(0..10) {
                     0 => self.fragment(),
@@ -127,6 +129,11 @@ impl Traffic {
 
     fn mux(&mut self) -> u8 {
         if self.dice.random_ratio(1, 30) { 66 } else { self.dice.random_range(2..4) }
+    }
+
+    /// Where else a flow may be.
+    fn other(&mut self) -> &'static str {
+        self.one_of(&["", "", "", "other 10.0.0.12", "other 10.0.0.11"])
     }
 
     fn one_of<'a>(&mut self, choices: &[&'a str]) -> &'a str {
@@ -389,10 +396,12 @@ keeper 0-2999 10.0.0.2
 keeper 3000-4000 10.0.0.3
 node 1 10.0.0.11
 node 2 10.0.0.12
-rule 203.0.113.1:80/tcp id=1 first=8 count=9
+rule 203.0.113.1:80/tcp id=1 first=8 count=9 previous-first=32 previous-count=8
 rule 203.0.113.1:443/tcp id=2 flag=restricted first=8 count=8
-rule 203.0.113.1:53/udp id=3 flag=affinity first=8 count=8
+rule 203.0.113.1:53/udp id=3 flag=affinity first=8 count=8 previous-first=32 previous-count=8
 rule 203.0.113.1:25/tcp id=4 first=0 count=0
 maglev 8 1 2 1 2 1 2 1 2
+maglev 32 2 0 1 0 0 0 3 1 2 0 1 2 0 0 2 3
+node 3 10.0.0.13
 allow 2 192.0.2.52/30
 ";

@@ -184,6 +184,8 @@ impl Tables {
                     flags,
                     maglev_first: words.value_or("first", 0)?,
                     maglev_count: words.value_or("count", 0)?,
+                    previous_first: words.value_or("previous-first", 0)?,
+                    previous_count: words.value_or("previous-count", 0)?,
                 };
                 self.rules.insert(key, rule);
             }

@@ -43,8 +43,8 @@ const POD_PORT: u32 = 20_000;
 const IDLE: Ticks = Ticks::from_seconds(1800);
 /// Nodes behind the mux.
 const NODES: u32 = 64;
-/// Entries of the Maglev table: what 655 nodes would have.
-const MAGLEV: u32 = 65_521;
+/// Entries of the Maglev table: what 655 nodes have.
+const MAGLEV: u32 = 65_536;
 
 /// What pods send: flow 0 to 65,535 differ in pod and server, more of them in the pod's port.
 pub fn outbound(flags: u8) -> Traffic {
@@ -355,7 +355,7 @@ pub fn mux(object: &[u8]) -> Result<Object> {
     }
     let listener = Owners([owner::NONE, owner::NONE, owner::RULES, owner::NONE]);
     mux.set("owners", owner::ROWS_PER_VIP + 2, Raw(listener))?;
-    let rule = Rule { id: 1, flags: 0, maglev_first: 0, maglev_count: MAGLEV };
+    let rule = Rule { id: 1, flags: 0, maglev_count: MAGLEV, ..Rule::default() };
     let key = RuleKey { vip: SERVICE_VIP, port: Port::new(80), protocol: 6, reserved: 0 };
     mux.insert("rules", Raw(key), Raw(rule))?;
     let mut random = Random::new(3);

@@ -17,7 +17,7 @@ use aya::{
 use datapath::{
     clock::Clock,
     count::COUNTERS,
-    limits::{OWN_MARK, POSITIONS_ROWS},
+    limits::{NOTES_ROWS, OWN_MARK, POSITIONS_ROWS},
     notice::Notice,
     positions::{Positions, WORDS},
     tables::*,
@@ -38,6 +38,7 @@ use crate::rig::{
 /// What TC programs answer: go on with the next program, or drop.
 pub const TC_ACT_UNSPEC: u32 = u32::MAX;
 const TC_ACT_SHOT: u32 = 2;
+const TC_ACT_REDIRECT: u32 = 7;
 /// What XDP programs answer.
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
@@ -98,6 +99,7 @@ struct Mux {
     fragments: Fragments,
     rules: HashMap<MapData, Raw<RuleKey<Address>>, Raw<Rule>>,
     maglev: Array<MapData, Raw<Owners>>,
+    notes: Array<MapData, Raw<Note>>,
     allowed: LpmTrie<MapData, Raw<AllowedSource<Address>>, u32>,
     counters: Counters,
 }
@@ -178,6 +180,9 @@ impl Kernel {
         }
         for index in self.given.maglev.keys() {
             set(&mut self.mux.maglev, index / 4, Raw(Owners::default()));
+        }
+        if self.given.rules.values().any(|rule| rule.previous_count != 0) {
+            (0..NOTES_ROWS).for_each(|row| set(&mut self.mux.notes, row, Raw(Note::default())));
         }
         for index in 0..POSITIONS_ROWS {
             set(&mut agent.positions, index, [0; size_of::<Positions>()]);
@@ -344,6 +349,7 @@ impl Mux {
             fragments: table!(programs, "fragments"),
             rules: table!(programs, "rules"),
             maglev: table!(programs, "maglev"),
+            notes: table!(programs, "notes"),
             allowed: table!(programs, "allowed_sources"),
             counters: table!(programs, "counters"),
             programs,
@@ -386,7 +392,7 @@ impl Machine for Kernel {
             (Hook::Egress | Hook::Own | Hook::Ingress, TC_ACT_SHOT) | (Hook::Mux, XDP_DROP) => {
                 Way::Dropped
             }
-            (Hook::Mux, XDP_TX) => Way::Back,
+            (Hook::Mux, XDP_TX) | (Hook::Ingress, TC_ACT_REDIRECT) => Way::Back,
             (_, other) => panic!("{hook:?} answers {other}"),
         };
         let notice = self.agent.notices.next().map(|bytes| {

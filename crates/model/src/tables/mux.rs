@@ -7,24 +7,26 @@ use datapath::Port;
 use datapath::hash;
 use datapath::limits::{
     ALLOWED_SOURCES_MAX, BLOCK_PORTS, KEEPERS_ROWS, LEFTOVERS_MAX, MAGLEV_ENTRIES_MAX, MUXES_MAX,
-    NODES_MAX, RULES_MAX, VIPS_MAX,
+    NODES_MAX, PREVIOUS_MAX, RULES_MAX, VIPS_MAX,
 };
 use datapath::tables::{LeftoverKey, NearVip, Node, Owners, Rule, RuleKey, Vip, owner, rule_flag};
 use ipnet::Ipv4Net;
 
+use super::past::Past;
 use super::{Address, TablesError, changed, gone, internal_ranges};
 use crate::addresses::existing;
 use crate::backends::public_rules;
 use crate::lease::{LeaseState, Millis};
 use crate::maglev;
 use crate::objects::Objects;
+use crate::parts::Deadlines;
 use crate::places::{Runs, places};
 use crate::reconcile::listeners;
 use crate::runtime::{MuxNetwork, fingerprint};
 use crate::tags::Tags;
 
 /// Blocks, or Maglev entries, in a row.
-const PER_ROW: u32 = 4;
+pub(super) const PER_ROW: u32 = 4;
 
 /// Everything that the tables of a mux hold. Rows of arrays that are all zeroes are left out.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -51,12 +53,14 @@ pub struct MuxTables {
     pub keepers: BTreeMap<u32, Address>,
     /// Load-balancing rules.
     pub rules: BTreeMap<RuleKey<Address>, Rule>,
-    /// Maglev tables, by row.
+    /// Maglev tables and the nodes before them, by row.
     pub maglev: BTreeMap<u32, Owners>,
     /// Keys of the tags of wrapped packets.
     pub tags: Tags,
     /// Pods, nodes and muxes: nothing comes in from them.
     pub internal: BTreeSet<Ipv4Net>,
+    /// Until when those nodes may have connections. The kernel does not know it.
+    pub deadlines: BTreeMap<RuleKey<Address>, Deadlines>,
     /// Who may connect, by rule.
     pub allowed_sources: BTreeSet<(u32, Ipv4Net)>,
 }
@@ -124,7 +128,7 @@ pub fn mux_tables(
     let nodes = tables.place_nodes(objects, present);
     tables.place_vips(objects, present, &nodes);
     tables.fill_owners(objects, &nodes);
-    tables.place_rules(objects, present, &nodes);
+    tables.place_rules(objects, present, &nodes, now);
     Ok(tables)
 }
 
@@ -250,24 +254,30 @@ impl MuxTables {
         objects: &Objects,
         present: &MuxTables,
         nodes: &BTreeMap<String, u16>,
+        now: Millis,
     ) {
         let withheld = withheld(objects);
         let mut rules = public_rules(objects);
         rules.retain(|key, _| !withheld.contains(&(key.vip, key.port.number())));
         let old = present.rules.iter().map(|(key, rule)| (*key, rule.id)).collect();
         let ids = places(&old, rules.keys().copied(), 1, RULES_MAX);
-        let run = |rule: &Rule| {
-            let first = rule.maglev_first / PER_ROW;
-            let rows = (first..first + rule.maglev_count.div_ceil(PER_ROW))
-                .map(|row| present.maglev.get(&row).copied().unwrap_or_default())
-                .collect();
-            (first, rows)
+        let runs_of = |rule: &Rule| {
+            let current = (rule.maglev_first, rule.maglev_count);
+            let previous = (rule.previous_first, rule.previous_count * PREVIOUS_MAX as u32);
+            [current, previous].map(|(first, count)| {
+                let first = first / PER_ROW;
+                let rows = first..first + count.div_ceil(PER_ROW);
+                let row = |row| present.maglev.get(&row).copied().unwrap_or_default();
+                (first, rows.map(row).collect())
+            })
         };
-        let mut runs = Runs::new(present.rules.values().map(run), MAGLEV_ENTRIES_MAX / PER_ROW);
+        let present_runs = present.rules.values().flat_map(runs_of);
+        let mut runs = Runs::new(present_runs, MAGLEV_ENTRIES_MAX / PER_ROW);
         let mut tables: BTreeMap<BTreeMap<String, u32>, (u32, u32)> = BTreeMap::new();
+        let mut past = Past::new(objects, present, nodes, now);
         for (key, rule) in rules {
             let Some(id) = ids.get(&key).copied() else { continue };
-            let mut weights = rule.weights();
+            let mut weights = rule.nodes;
             weights.retain(|name, _| nodes.contains_key(name));
             let (maglev_first, maglev_count) = match tables.get(&weights) {
                 Some(place) => *place,
@@ -279,6 +289,11 @@ impl MuxTables {
                     place
                 }
             };
+            let (previous_first, previous_count, deadlines) =
+                past.previous(&key, (maglev_first, maglev_count), &mut runs);
+            if previous_count != 0 {
+                self.deadlines.insert(key, deadlines);
+            }
             let mut flags = 0;
             if rule.client_affinity {
                 flags |= rule_flag::CLIENT_AFFINITY;
@@ -293,7 +308,9 @@ impl MuxTables {
                 let sources = sources.into_iter().map(|net| (id, net.trunc()));
                 self.allowed_sources.extend(sources.take(room));
             }
-            self.rules.insert(key, Rule { id, flags, maglev_first, maglev_count });
+            let rule =
+                Rule { id, flags, maglev_first, maglev_count, previous_first, previous_count };
+            self.rules.insert(key, rule);
         }
         self.maglev = runs.rows();
         self.maglev.retain(|_, row| *row != Owners::default());

@@ -168,7 +168,7 @@ pub struct Uninstall<'a>(pub &'a Wire, pub AgentConfig);
 
 impl Drop for Uninstall<'_> {
     fn drop(&mut self) {
-        let _ = self.0.here(|| agent::uninstall(&self.1, Duration::ZERO));
+        let _ = self.0.here(|| agent::uninstall(&mut Cluster::default(), &self.1, Duration::ZERO));
     }
 }
 
