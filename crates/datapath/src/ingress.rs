@@ -23,11 +23,6 @@ pub fn ingress<P: Packet + ?Sized, T: AgentTables<V4>>(
     now: u64,
 ) -> Verdict<V4> {
     match decide(packet, tables, now) {
-        // What was marked on the way was so whether or not it was wrapped (RFC 6040, 4.2).
-        Ok(Verdict::Rewrite(mut rewrite)) if gue::is_congested(packet) => {
-            rewrite.tos.new |= ecn::CE;
-            Verdict::Rewrite(rewrite)
-        }
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Drop(reason),
     }
@@ -61,9 +56,12 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         return Err(Drop::WrongTag);
     }
     // Its ends do not know the mark, and a lost packet is what they do know.
-    if gue::is_congested(packet) && headers.tos & ecn::CE == 0 {
+    let is_congested = gue::is_congested(packet);
+    if is_congested && headers.tos & ecn::CE == 0 {
         return Err(Drop::Congested);
     }
+    // What was marked on the way was so whether or not it was wrapped (RFC 6040, 4.2).
+    let tos = if is_congested { headers.tos | ecn::CE } else { headers.tos };
     let ticks = Ticks::from_nanoseconds(now);
     match headers.transport {
         Transport::Tcp | Transport::Udp | Transport::Echo { .. } | Transport::Other => {}
@@ -77,9 +75,15 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         Transport::IcmpOther => return Err(Drop::IcmpType),
         Transport::Fragment => {
             return match fragment::address(tables, &headers, Side::Ingress, ticks) {
-                Some(address) => {
-                    Ok(rewrite(tables, &headers, address, Port::NONE, headers.source_port, ticks))
-                }
+                Some(address) => Ok(rewrite(
+                    tables,
+                    &headers,
+                    tos,
+                    address,
+                    Port::NONE,
+                    headers.source_port,
+                    ticks,
+                )),
                 None => Err(Drop::Fragment),
             };
         }
@@ -89,14 +93,14 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         && flow::meets(tables, settings, &key, half, &headers, ticks)
     {
         let far_port = half.far_port(headers.source_port);
-        return Ok(rewrite(tables, &headers, half.address, half.port, far_port, ticks));
+        return Ok(rewrite(tables, &headers, tos, half.address, half.port, far_port, ticks));
     }
     if headers.transport == Transport::Other {
         return Err(Drop::Protocol);
     }
     match elsewhere(settings, private) {
         Some(passed_on) => Ok(passed_on),
-        None => inbound(tables, settings, &headers, &key, ticks, now),
+        None => inbound(tables, settings, &headers, tos, &key, ticks, now),
     }
 }
 
@@ -115,6 +119,7 @@ fn elsewhere(settings: &AgentSettings<Address>, private: gue::Private) -> Option
 fn rewrite<T: AgentTables<V4>>(
     tables: &T,
     headers: &Headers<V4>,
+    tos: u8,
     address: Address,
     port: Port,
     far_port: Port,
@@ -126,7 +131,7 @@ fn rewrite<T: AgentTables<V4>>(
     Verdict::Rewrite(Rewrite {
         unwrap: true,
         end: End::Target,
-        tos: Change { old: headers.tos, new: headers.tos },
+        tos: Change { old: headers.tos, new: tos },
         address: Change { old: headers.target, new: address },
         port: Change { old: headers.target_port, new: port },
         far_port: Change { old: headers.source_port, new: far_port },
@@ -159,6 +164,7 @@ fn inbound<T: AgentTables<V4>>(
     tables: &T,
     settings: &AgentSettings<Address>,
     headers: &Headers<V4>,
+    tos: u8,
     key: &FlowKey<Address>,
     ticks: Ticks,
     now: u64,
@@ -209,7 +215,7 @@ fn inbound<T: AgentTables<V4>>(
     let (end, place) = tables.repeat(inbound::STEPS, opening);
     match end {
         Outcome::Found => {
-            Ok(rewrite(tables, headers, place.address, place.port, place.far_port, ticks))
+            Ok(rewrite(tables, headers, tos, place.address, place.port, place.far_port, ticks))
         }
         Outcome::Lost => Err(Drop::NoFlow),
         Outcome::TableFull => Err(Drop::FlowTableFull),
