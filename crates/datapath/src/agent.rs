@@ -69,6 +69,19 @@ pub trait AgentTables<F: Family>: positions::Bits {
     ) -> Result<(), NotInserted>;
     /// Removes a half, if it is there.
     fn remove_flow(&self, key: &FlowKey<F::Address>);
+    /// A half of a flow that came in and is not confirmed.
+    fn pending(&self, key: &FlowKey<F::Address>) -> Option<&Flow<F::Address>>;
+    /// Adds such a half where there is none; the oldest ones make room.
+    ///
+    /// # Errors
+    /// [`NotInserted`] where there is one, or none could make room.
+    fn insert_pending(
+        &self,
+        key: &FlowKey<F::Address>,
+        flow: Flow<F::Address>,
+    ) -> Result<(), NotInserted>;
+    /// Removes such a half, if it is there.
+    fn remove_pending(&self, key: &FlowKey<F::Address>);
     /// What the first fragment of a datagram has shown.
     fn fragment(&self, key: &FragmentKey<F::Address>) -> Option<&Fragment<F::Address>>;
     /// Keeps what a first fragment shows, as well as it goes.

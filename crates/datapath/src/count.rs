@@ -161,6 +161,8 @@ counters! {
         ToldTooBig = "told_too_big",
         /// A FIN or RST whose number neither end would accept went on without ending its flow.
         EndDoubted = "end_doubted",
+        /// A flow that came in was confirmed: its opener hears the answers.
+        FlowConfirmed = "flow_confirmed",
         /// A packet of no flow here was sent to the other node that may have it.
         PassedOn = "passed_on",
         /// A client got another port towards a pod, since its own is in use there.

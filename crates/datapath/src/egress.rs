@@ -8,7 +8,7 @@ use crate::{
     packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport, View, tcp_flag},
     protocol, quota,
     search::{Outcome, STEPS, Search},
-    tables::{AgentSettings, Policy, Side, Ticks, Translation, agent_flag, policy_flag},
+    tables::{AgentSettings, Policy, Side, Ticks, Translation, agent_flag, mark, policy_flag},
     verdict::{self, Change, End, Places, Rewrite, Verdict},
 };
 
@@ -156,10 +156,14 @@ fn way<T: AgentTables<V4>>(
     match headers.transport {
         Transport::Tcp | Transport::Udp | Transport::Echo { .. } | Transport::Other => {
             let key = flow::key(headers, Side::Egress);
-            if let Some(half) = tables.flow(&key)
-                && flow::meets(tables, settings, &key, half, headers, ticks)
-            {
-                return Way::leave_as(half.address, half.port, half.far_port(headers.target_port));
+            if let Some(half) = flow::of_packet(tables, settings, &key, headers, ticks) {
+                let marks = half.marks.get();
+                if marks & mark::PENDING != 0 && headers.transport == Transport::Udp {
+                    // It is answered.
+                    half.marks.set(marks | mark::DATA);
+                }
+                let far_port = half.far_port(headers.target_port);
+                return Way::leave_as(half.address, half.port, far_port);
             }
         }
         Transport::Fragment => {
@@ -261,7 +265,7 @@ fn error<P: Packet + ?Sized, T: AgentTables<V4>>(
     {
         return None;
     }
-    let half = tables.flow(&inner.key(Side::Egress))?;
+    let half = flow::half(tables, &inner.key(Side::Egress))?;
     icmp::translate(packet, headers, &inner, End::Source, half, 0).map(Verdict::RewriteError)
 }
 

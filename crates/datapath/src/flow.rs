@@ -2,11 +2,11 @@
 
 use crate::{
     Event, Family, Port, V4,
-    agent::{AgentTables, watched},
+    agent::{AgentTables, NotInserted, watched},
     packet::{Headers, Transport, tcp_flag},
     positions::fingerprint,
-    protocol,
-    tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks, Timers, mark},
+    protocol, quota,
+    tables::{AgentSettings, Flow, FlowKey, FlowKind, Side, Ticks, Timers, agent_flag, mark},
 };
 
 type Address = <V4 as Family>::Address;
@@ -147,7 +147,16 @@ pub fn expired<A>(
     let age = Ticks(age.0.min(self::age(peer, now).0));
     let ours = half.marks.get();
     let theirs = peer.marks.get();
-    age.0 > limit(ours, theirs, half.idle, protocol, settings.timers(ours)).0
+    let timers = settings.timers(ours);
+    let limit = limit(ours, theirs, half.idle, protocol, timers);
+    age.0 > if is_short(ours | theirs, settings) { timers.reset } else { limit.0 }
+}
+
+/// Whether a flow with these marks has to make room soon: nobody has answered it, and the table is
+/// nearly full.
+#[inline(always)]
+fn is_short<A>(marks: u16, settings: &AgentSettings<A>) -> bool {
+    settings.flags & agent_flag::SHORT != 0 && marks & mark::UNANSWERED != 0
 }
 
 /// How far a TCP connection has come, as its halves' marks show.
@@ -209,6 +218,7 @@ pub fn looks_idle<A>(half: &Flow<A>, settings: &AgentSettings<A>, now: Ticks) ->
     let timers = settings.timers(marks);
     age > timers.reset
         && (age > half.idle
+            || is_short(marks, settings)
             || marks & (mark::FIN | mark::RST | mark::ENDED) != 0
             || (marks & mark::SYN != 0 && age > timers.half_open))
 }
@@ -265,6 +275,85 @@ pub(crate) fn key(headers: &Headers<V4>, side: Side) -> FlowKey<Address> {
     }
 }
 
+/// The half at a key, confirmed or not.
+#[inline(always)]
+pub(crate) fn half<'a, T: AgentTables<V4>>(
+    tables: &'a T,
+    key: &FlowKey<Address>,
+) -> Option<&'a Flow<Address>> {
+    tables.flow(key).or_else(|| tables.pending(key))
+}
+
+/// The packet's flow, if it has one; its half has seen the packet.
+#[inline(always)]
+pub(crate) fn of_packet<'a, T: AgentTables<V4>>(
+    tables: &'a T,
+    settings: &AgentSettings<Address>,
+    key: &FlowKey<Address>,
+    headers: &Headers<V4>,
+    now: Ticks,
+) -> Option<&'a Flow<Address>> {
+    let found = tables.flow(key);
+    // What has no ports is no Service's.
+    let may_pend = matches!(headers.transport, Transport::Tcp | Transport::Udp);
+    let half = match found {
+        Some(half) => half,
+        None if may_pend => tables.pending(key)?,
+        None => return None,
+    };
+    if meets(tables, settings, key, half, headers, now) { Some(half) } else { None }
+}
+
+/// Makes a flow of one that came in and whose opener has heard the answer: it acknowledges the very
+/// number that the pod has sent, or for UDP sends again.
+///
+/// Nobody can fill the flow table by packets with forged sources: those never hear it.
+#[inline(always)]
+pub(crate) fn confirm<T: AgentTables<V4>>(
+    tables: &T,
+    key: &FlowKey<Address>,
+    half: &Flow<Address>,
+    headers: &Headers<V4>,
+) {
+    let peer_key = key.peer(half);
+    let Some(peer) = tables.pending(&peer_key) else { return };
+    let hears = if headers.transport == Transport::Tcp {
+        const ASKED: u8 = tcp_flag::SYN | tcp_flag::RST | tcp_flag::ACK;
+        headers.flags & ASKED == tcp_flag::ACK
+            && peer.marks.get() & mark::SYN != 0
+            && headers.acknowledgement == peer.sequence.get()
+    } else {
+        peer.marks.get() & mark::DATA != 0
+    };
+    // A row that made room and is another flow's by now has another generation.
+    if !hears || peer.generation != half.generation || quota::is_inbound_used_up(tables) {
+        return;
+    }
+    // Where there is no room it stays what it is.
+    if insert_confirmed(tables, &peer_key, peer).is_err() {
+        return;
+    }
+    if insert_confirmed(tables, key, half).is_err() {
+        tables.remove_flow(&peer_key);
+        return;
+    }
+    tables.remove_pending(&peer_key);
+    tables.remove_pending(key);
+    quota::use_up_inbound(tables);
+    tables.count(Event::FlowConfirmed);
+}
+
+#[inline(always)]
+fn insert_confirmed<T: AgentTables<V4>>(
+    tables: &T,
+    key: &FlowKey<Address>,
+    half: &Flow<Address>,
+) -> Result<(), NotInserted> {
+    let half = half.clone();
+    half.marks.set(half.marks.get() & !mark::PENDING);
+    tables.insert_flow(key, half)
+}
+
 /// Whether the flow that stands at the packet's key is the packet's; if so, the half has seen it.
 ///
 /// An entry that looks idle is judged together with its peer; what is over is removed, both
@@ -280,7 +369,8 @@ pub(crate) fn meets<T: AgentTables<V4>>(
     now: Ticks,
 ) -> bool {
     const ASKED: u8 = tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST;
-    if headers.flags & ASKED == 0 && !looks_idle(half, settings, now) {
+    let is_plain = headers.flags & ASKED == 0 && half.marks.get() & mark::UNANSWERED == 0;
+    if is_plain && !looks_idle(half, settings, now) {
         see(half, headers, now, true);
         return true;
     }
@@ -298,10 +388,14 @@ fn judge<T: AgentTables<V4>>(
     now: Ticks,
 ) -> bool {
     let Some(settings) = tables.settings() else { return false };
-    let peer = tables.flow(&key.peer(half));
+    let peer = self::half(tables, &key.peer(half));
     if expired(half, peer, key.protocol, settings, now) {
         remove(tables, key, half);
         return false;
+    }
+    if half.marks.get() & mark::UNANSWERED != 0 {
+        half.marks.set(half.marks.get() & !mark::UNANSWERED);
+        quota::answered(tables, &half.address);
     }
     let mut believed = true;
     if let Some(peer) = peer {
@@ -329,12 +423,25 @@ fn judge<T: AgentTables<V4>>(
 /// Removes a flow, both halves, and gives its port back.
 #[inline(always)]
 pub(crate) fn remove<T: AgentTables<V4>>(tables: &T, key: &FlowKey<Address>, half: &Flow<Address>) {
-    let peer_key = key.peer(half);
+    remove_both(tables, key, &key.peer(half), half);
+}
+
+/// The same, where the other half's key is known.
+#[inline(always)]
+pub(crate) fn remove_both<T: AgentTables<V4>>(
+    tables: &T,
+    key: &FlowKey<Address>,
+    peer_key: &FlowKey<Address>,
+    half: &Flow<Address>,
+) {
     let (kind, position) = (half.kind, half.position as u32);
-    tables.remove_flow(&peer_key);
+    tables.remove_flow(peer_key);
     tables.remove_flow(key);
-    if kind == FlowKind::Outbound as u8 {
-        let remote = if key.side == Side::Egress as u8 { key } else { &peer_key };
+    if kind != FlowKind::Outbound as u8 {
+        tables.remove_pending(peer_key);
+        tables.remove_pending(key);
+    } else {
+        let remote = if key.side == Side::Egress as u8 { key } else { peer_key };
         release(tables, remote.target, remote.target_port, key.protocol, position);
     }
 }

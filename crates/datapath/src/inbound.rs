@@ -11,10 +11,11 @@ use crate::{
     Event, Family, Port, V4,
     agent::{AgentTables, NotInserted, Step},
     flow, hash, mux,
-    packet::Headers,
+    packet::{Headers, Transport},
     search::Outcome,
     tables::{
-        AgentSettings, Flow, FlowKey, FlowKind, Service, Side, Ticks, agent_flag, mark, rule_flag,
+        AgentSettings, Flow, FlowKey, FlowKind, RuleKey, Service, Side, Ticks, agent_flag, mark,
+        rule_flag,
     },
 };
 
@@ -28,6 +29,72 @@ pub const PORTS_MAX: u32 = 16;
 const PORT_MIN: u16 = 1024;
 /// Steps of one search: all tries, the last one, and flows that were over and made room.
 pub const STEPS: u32 = PODS_MAX + PORTS_MAX + 1 + 4;
+
+/// The Service that a packet is for.
+#[inline(always)]
+pub(crate) fn service<'a, T: AgentTables<V4>>(
+    tables: &'a T,
+    headers: &Headers<V4>,
+) -> Option<&'a Service> {
+    tables.service(&service_port(headers))
+}
+
+/// The Service port that a packet is for.
+#[inline(always)]
+fn service_port(headers: &Headers<V4>) -> RuleKey<Address> {
+    RuleKey {
+        vip: headers.target,
+        port: headers.target_port,
+        protocol: headers.protocol,
+        reserved: 0,
+    }
+}
+
+/// Whether a Service takes packets from this source.
+#[inline(always)]
+pub(crate) fn admits<T: AgentTables<V4>>(
+    tables: &T,
+    service: &Service,
+    headers: &Headers<V4>,
+) -> bool {
+    service.flags & rule_flag::RESTRICTED == 0
+        || tables.allows(&service_port(headers), &headers.source)
+}
+
+/// Whether a flow that is not confirmed goes on with this packet, by which it may be confirmed. If
+/// not, it is gone: what may begin anew does not wait for a pod that is no endpoint any more.
+// VERIFIER: a function of its own, so that its variables take no stack from what calls it.
+#[inline(never)]
+pub(crate) fn waits_on<T: AgentTables<V4>>(
+    tables: &T,
+    key: &FlowKey<Address>,
+    half: &Flow<Address>,
+    headers: &Headers<V4>,
+) -> bool {
+    let begins = headers.transport == Transport::Udp || headers.opens();
+    if begins && !is_served(tables, headers, half) {
+        flow::remove(tables, key, half);
+        return false;
+    }
+    flow::confirm(tables, key, half, headers);
+    true
+}
+
+/// Whether the pod that a flow was opened to still takes new flows of the Service, as far as the
+/// row tells: one with a port of another's in its place does not.
+#[inline(always)]
+fn is_served<T: AgentTables<V4>>(tables: &T, headers: &Headers<V4>, half: &Flow<Address>) -> bool {
+    let Some(settings) = tables.settings() else { return false };
+    let Some(service) = service(tables, headers) else { return false };
+    if settings.flags & agent_flag::LAST_HOP_KUBE_PROXY != 0 || half.kind == FlowKind::Moved as u8 {
+        return true;
+    }
+    let index = half.position as u32;
+    let Some(endpoint) = tables.endpoint(index) else { return false };
+    index.wrapping_sub(service.first) < service.count
+        && endpoint.address == half.address
+        && endpoint.port == half.port
+}
 
 /// What a pod sees of a flow: itself, and its client's port.
 #[derive(Clone, Copy)]
@@ -73,12 +140,6 @@ impl Opening {
     ) -> Self {
         let affinity = service.flags & rule_flag::CLIENT_AFFINITY != 0;
         let hash = mux::flow_hash(headers, settings.seed[0], affinity);
-        let ([a, b, c, d], [e, f]) = (headers.source.wire(), headers.source_port.wire());
-        let client = u64::from_le_bytes([a, b, c, d, e, f, headers.protocol, 0]);
-        let ([a, b, c, d], [e, f]) = (headers.target.wire(), headers.target_port.wire());
-        let vip = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
-        let random = hash::secret(settings.seed, [client, vip]);
-        let now = Ticks::from_nanoseconds(now);
         let first = flow::first(headers);
         Opening {
             key: flow::key(headers, Side::Ingress),
@@ -87,16 +148,29 @@ impl Opening {
             keeps_vip: settings.flags & agent_flag::LAST_HOP_KUBE_PROXY != 0,
             first: hash::below((hash >> 32) as u32, service.count),
             tries: 0,
-            random,
-            now,
-            // Another one whenever the same flow is opened.
-            generation: (random >> 32) as u32 ^ now.0,
+            random: 0,
+            now: Ticks::from_nanoseconds(now),
+            generation: 0,
             marks: first.marks,
             sequence: first.sequence,
             inside: Inside { address: Address::NONE, port: Port::NONE, far_port: Port::NONE },
             index: 0,
             end: Outcome::Looking,
         }
+    }
+
+    /// Draws what is drawn once for a flow.
+    // VERIFIER: here, since where the flow is made it takes more stack than there is.
+    #[inline(always)]
+    fn draw(&mut self, settings: &AgentSettings<Address>) {
+        let key = &self.key;
+        let ([a, b, c, d], [e, f]) = (key.source.wire(), key.source_port.wire());
+        let client = u64::from_le_bytes([a, b, c, d, e, f, key.protocol, 0]);
+        let ([a, b, c, d], [e, f]) = (key.target.wire(), key.target_port.wire());
+        let vip = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        self.random = hash::secret(settings.seed, [client, vip]);
+        // Another one whenever the same flow is opened.
+        self.generation = (self.random >> 32) as u32 ^ self.now.0;
     }
 
     /// Pods that are tried with the client's own port. Who asks for affinity gets the one pod.
@@ -115,6 +189,10 @@ impl Opening {
     /// Chooses what this try is about; false where there is no such pod.
     #[inline(always)]
     fn choose<T: AgentTables<V4>>(&mut self, tables: &T) -> bool {
+        if self.tries == 0 {
+            let Some(settings) = tables.settings() else { return false };
+            self.draw(settings);
+        }
         let pods = self.pods();
         let is_moved = self.tries >= pods && !self.is_last();
         self.inside.far_port = self.key.source_port;
@@ -151,7 +229,7 @@ impl Opening {
             policy: 0,
             generation: self.generation,
             last_seen: Cell::new(self.now.0),
-            marks: Cell::new(if tcp_reset { mark::TCP_RESET } else { 0 }),
+            marks: Cell::new(mark::PENDING | if tcp_reset { mark::TCP_RESET } else { 0 }),
             idle: self.service.idle,
             position: if is_moved { far_port.number() } else { self.index as u16 },
             sequence: Cell::new(0),
@@ -163,7 +241,10 @@ impl Opening {
     #[inline(always)]
     fn take<T: AgentTables<V4>>(&mut self, tables: &T) -> Outcome {
         let half = self.half(self.key.target, self.key.target_port, self.key.source_port);
-        match tables.insert_flow(&self.outward, half) {
+        if tables.flow(&self.outward).is_some() {
+            return self.meet(tables);
+        }
+        match tables.insert_pending(&self.outward, half) {
             Ok(()) => {}
             Err(NotInserted::Full) => return Outcome::TableFull,
             Err(NotInserted::Busy) => return Outcome::Lost,
@@ -173,7 +254,7 @@ impl Opening {
         let half = self.half(address, port, far_port);
         half.marks.set(half.marks.get() | self.marks);
         half.sequence.set(self.sequence);
-        let problem = match tables.insert_flow(&self.key, half) {
+        let problem = match tables.insert_pending(&self.key, half) {
             Ok(()) => {
                 tables.count(Event::FlowIn);
                 if far_port != self.key.source_port {
@@ -183,8 +264,8 @@ impl Opening {
             }
             Err(problem) => problem,
         };
-        tables.remove_flow(&self.outward);
-        match (problem, tables.flow(&self.key)) {
+        tables.remove_pending(&self.outward);
+        match (problem, flow::half(tables, &self.key)) {
             // Another CPU opened it in the same moment: where that one goes, it goes.
             (NotInserted::Exists, Some(other)) => self.follow(other),
             (NotInserted::Exists, None) | (NotInserted::Busy, _) => Outcome::Lost,
@@ -204,19 +285,19 @@ impl Opening {
     #[inline(always)]
     fn meet<T: AgentTables<V4>>(&mut self, tables: &T) -> Outcome {
         let Some(settings) = tables.settings() else { return Outcome::Lost };
-        let Some(half) = tables.flow(&self.outward) else { return Outcome::Looking };
+        let Some(half) = flow::half(tables, &self.outward) else { return Outcome::Looking };
         let other_key = self.outward.peer(half);
         // Another CPU is opening this very flow.
         if other_key == self.key {
             return Outcome::Found;
         }
-        let other = tables.flow(&other_key);
+        let other = flow::half(tables, &other_key);
         let makes_room = flow::expired(half, other, self.key.protocol, settings, self.now)
             || other.is_some_and(|other| {
                 flow::is_reset(half, other) || self.is_last() && flow::closing(half, other)
             });
         if makes_room {
-            flow::remove(tables, &self.outward, half);
+            flow::remove_both(tables, &self.outward, &other_key, half);
             return Outcome::Looking;
         }
         if self.is_last() {

@@ -6,9 +6,9 @@ use crate::{
     flow, fragment, gue, icmp,
     inbound::{self, Opening},
     packet::{self, ETHERNET_IPV4, Headers, Packet, Transport, ecn},
-    protocol,
+    protocol, quota,
     search::Outcome,
-    tables::{AgentSettings, FlowKey, RuleKey, Side, Ticks, agent_flag, rule_flag},
+    tables::{AgentSettings, FlowKey, Side, Ticks, agent_flag, mark},
     verdict::{Change, End, Places, Rewrite, Verdict},
 };
 
@@ -55,13 +55,13 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     {
         return Err(Drop::WrongTag);
     }
-    // Its ends do not know the mark, and a lost packet is what they do know.
-    let is_congested = gue::is_congested(packet);
-    if is_congested && headers.tos & ecn::CE == 0 {
-        return Err(Drop::Congested);
-    }
-    // What was marked on the way was so whether or not it was wrapped (RFC 6040, 4.2).
-    let tos = if is_congested { headers.tos | ecn::CE } else { headers.tos };
+    // What was marked on the way was so whether or not it was wrapped (RFC 6040, 4.2). Ends that do
+    // not know the mark do know loss.
+    let tos = match gue::is_congested(packet) {
+        true if headers.tos & ecn::CE == 0 => return Err(Drop::Congested),
+        true => headers.tos | ecn::CE,
+        false => headers.tos,
+    };
     let ticks = Ticks::from_nanoseconds(now);
     match headers.transport {
         Transport::Tcp | Transport::Udp | Transport::Echo { .. } | Transport::Other => {}
@@ -89,11 +89,13 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
         }
     }
     let key = flow::key(&headers, Side::Ingress);
-    if let Some(half) = tables.flow(&key)
-        && flow::meets(tables, settings, &key, half, &headers, ticks)
-    {
+    if let Some(half) = flow::of_packet(tables, settings, &key, &headers, ticks) {
+        let (address, port) = (half.address, half.port);
         let far_port = half.far_port(headers.source_port);
-        return Ok(rewrite(tables, &headers, tos, half.address, half.port, far_port, ticks));
+        let is_pending = half.marks.get() & mark::PENDING != 0;
+        if !is_pending || inbound::waits_on(tables, &key, half, &headers) {
+            return Ok(rewrite(tables, &headers, tos, address, port, far_port, ticks));
+        }
     }
     if headers.transport == Transport::Other {
         return Err(Drop::Protocol);
@@ -152,7 +154,9 @@ fn error<P: Packet + ?Sized, T: AgentTables<V4>>(
     if inner.source != headers.target {
         return Err(Drop::IcmpNoFlow);
     }
-    let Some(half) = tables.flow(&inner.key(Side::Ingress)) else { return Err(Drop::IcmpNoFlow) };
+    let Some(half) = flow::half(tables, &inner.key(Side::Ingress)) else {
+        return Err(Drop::IcmpNoFlow);
+    };
     icmp::translate(packet, headers, &inner, End::Target, half, gue::OVERHEAD)
         .map(Verdict::RewriteError)
         .ok_or(Drop::Malformed)
@@ -175,13 +179,7 @@ fn inbound<T: AgentTables<V4>>(
     if headers.protocol == protocol::ICMP {
         return Err(Drop::NoFlow);
     }
-    let rule = RuleKey {
-        vip: headers.target,
-        port: headers.target_port,
-        protocol: headers.protocol,
-        reserved: 0,
-    };
-    let service = tables.service(&rule);
+    let service = inbound::service(tables, headers);
     if service.is_none() && !tables.is_vip(&headers.target) {
         return Err(Drop::NotHeld);
     }
@@ -189,10 +187,7 @@ fn inbound<T: AgentTables<V4>>(
     if settings.internal.has(headers.source.wire()[0]) && tables.is_internal(&headers.source) {
         return Err(Drop::InternalSource);
     }
-    if let Some(service) = service
-        && service.flags & rule_flag::RESTRICTED != 0
-        && !tables.allows(&rule, &headers.source)
-    {
+    if service.is_some_and(|service| !inbound::admits(tables, service, headers)) {
         return Err(Drop::SourceNotAllowed);
     }
     // Only a SYN opens a connection: late packets must not make entries that later swallow a
@@ -210,6 +205,9 @@ fn inbound<T: AgentTables<V4>>(
     let keeps_vip = settings.flags & agent_flag::LAST_HOP_KUBE_PROXY != 0;
     if service.count == 0 && !keeps_vip {
         return Err(Drop::NoEndpoint);
+    }
+    if quota::is_inbound_used_up(tables) {
+        return Err(Drop::FlowTableFull);
     }
     let opening = Opening::new(settings, headers, service, now);
     let (end, place) = tables.repeat(inbound::STEPS, opening);

@@ -85,6 +85,9 @@ pub mod limits {
     pub const INTERNAL_RANGES_MAX: u32 = 65_536;
     /// Entries of the flow table; a flow takes two.
     pub const FLOW_ENTRIES_DEFAULT: u32 = 2 * 262_144;
+    /// Entries of the table of flows that came in and are not confirmed; a flow takes two, and the
+    /// oldest make room.
+    pub const PENDING_ENTRIES: u32 = 131_072;
     /// Rows of positions: one for what is barred, the others for destinations that many flows go
     /// to.
     pub const POSITIONS_ROWS: u32 = 257;
@@ -94,6 +97,11 @@ pub mod limits {
     pub const QUOTAS_MAX: u32 = 1_024;
     /// Rows of allowances on one node: pods, their namespaces, and row 0, which is nobody's.
     pub const ALLOWANCES_ROWS: u32 = 2_048;
+    /// The row of allowances that counts all flows that came in and were confirmed.
+    pub const INBOUND_ALLOWANCE: u32 = ALLOWANCES_ROWS - 2;
+    /// The row that sources without one of their own share. Its limit holds for pods too that have
+    /// no quota ([`crate::tables::Allowance::DEFAULT`]).
+    pub const OTHERS_ALLOWANCE: u32 = ALLOWANCES_ROWS - 1;
     /// Pods on one node whose flows end with them.
     pub const PODS_MAX: u32 = 4_096;
     /// Bytes of a packet that user space is told of, the most that there are of these: IPv4 and

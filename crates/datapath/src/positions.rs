@@ -53,6 +53,8 @@ pub trait Bits {
     fn claim(&self, word: &Cell<u64>, value: u64) -> u64;
     /// Adds one, atomically.
     fn add_one(&self, number: &Cell<u32>);
+    /// Takes one away, atomically.
+    fn take_one(&self, number: &Cell<u32>);
 }
 
 /// A run of whole words. Segments start on a word's first position; what their last word has too

@@ -167,7 +167,9 @@ impl Wanted {
 
     #[inline(always)]
     fn reverse_half(&self, position: u32) -> Flow<Address> {
-        self.half(self.key.source, self.key.source_port, position)
+        let half = self.half(self.key.source, self.key.source_port, position);
+        half.marks.set(self.kept | mark::UNANSWERED);
+        half
     }
 
     /// Tries to take one position: reserves its port by inserting the reverse entry.

@@ -79,7 +79,7 @@ pub struct FlowKey<A> {
 /// and removed together with this one and carrying the same `generation`.
 // Half a cache line: the kernel puts 64 bytes of its own and of the key in front, so that of rows
 // of this size every other one has all that a packet needs in one line, and none in more than two.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 #[repr(C)]
 pub struct Flow<A> {
     /// Address to write: the new source at egress, the new destination at ingress.
@@ -138,8 +138,12 @@ pub mod mark {
     pub const TCP_RESET: u16 = 1 << 6;
     /// The NAT gateway's [`super::Timers`] hold, not the load balancer's.
     pub const GATEWAY_TIMERS: u16 = 1 << 7;
-    /// What a flow is opened with and keeps whatever its connection does.
-    pub const KEPT: u16 = TCP_RESET | GATEWAY_TIMERS;
+    /// The flow came in and its opener has not shown yet that it hears the answers.
+    pub const PENDING: u16 = 1 << 8;
+    /// On the half by which answers come in: none has come yet.
+    pub const UNANSWERED: u16 = 1 << 9;
+    /// What a flow is opened with and keeps when it is opened again.
+    pub const KEPT: u16 = TCP_RESET | GATEWAY_TIMERS | PENDING | UNANSWERED;
 }
 
 /// How long TCP flows that are not established may be silent, in [`Ticks`]. `reset` is the
@@ -338,6 +342,9 @@ pub mod agent_flag {
     pub const QUOTAS: u32 = 1 << 2;
     /// No flow is opened or missed: some may still have to be carried over.
     pub const HOLD: u32 = 1 << 3;
+    /// The flow table is nearly full: flows that nobody has answered are over as soon as those that
+    /// were reset.
+    pub const SHORT: u32 = 1 << 5;
     /// No flow is opened: packets that are of none pass as if these programs were not there.
     pub const LEAVING: u32 = 1 << 4;
     /// Wrapped packets must bear the right tag.
@@ -366,18 +373,31 @@ pub struct Allowance {
     pub opened: Cell<u32>,
     /// Minus the flows that have ended; wraps.
     pub ended: Cell<u32>,
-    /// Zero.
-    pub reserved: u32,
+    /// Flows that nobody has answered.
+    pub unanswered: Cell<u32>,
 }
 
 impl Allowance {
+    /// As limit: that of [`crate::limits::OTHERS_ALLOWANCE`].
+    pub const DEFAULT: u32 = u32::MAX;
+
     /// Flows that count against the limit.
     #[inline(always)]
     pub fn used(&self) -> u32 {
-        let used = self.opened.get().wrapping_add(self.ended.get());
-        // While the sweep catches up the sum may be a little below zero.
-        if used > u32::MAX / 2 { 0 } else { used }
+        not_below_zero(self.opened.get().wrapping_add(self.ended.get()))
     }
+
+    /// Those of them that nobody has answered.
+    #[inline(always)]
+    pub fn used_unanswered(&self) -> u32 {
+        not_below_zero(self.unanswered.get())
+    }
+}
+
+/// While the sweep catches up a sum may be a little below zero.
+#[inline(always)]
+const fn not_below_zero(sum: u32) -> u32 {
+    if sum > u32::MAX / 2 { 0 } else { sum }
 }
 
 /// A datagram in fragments, as one hook sees them.

@@ -5,11 +5,13 @@ mod rig;
 use std::collections::BTreeSet;
 
 use datapath::{
-    Drop, V4,
+    Drop, Port, V4,
+    egress::egress,
     ingress::ingress,
+    limits::PENDING_ENTRIES,
     verdict::{Rewrite, Verdict},
 };
-use rig::{frame, host::Host, tables::Tables};
+use rig::{Machine, frame, host::Host, tables::Tables};
 
 const VIPS: u8 = 4;
 
@@ -77,4 +79,48 @@ fn a_client_that_has_every_port_towards_a_pod_is_refused() {
         panic!("no room is made")
     };
     assert_eq!(rewrite.far_port.new, datapath::Port::new(50_000));
+}
+
+fn answer(node: &Host, words: &str) -> Verdict<V4> {
+    let frame = frame::build(&format!("ip 10.244.1.5 > 192.0.2.50 {words}")).unwrap();
+    egress(&frame[..], &node.tables, node.now, 0)
+}
+
+/// Two floods from forged sources: more flows than fit where nobody has confirmed them.
+fn flood(node: &Host, words: &str) {
+    let inner = format!("ip 192.0.2.51 > 203.0.113.1 {words}");
+    let mut frame = frame::build(&format!("gue 10.0.0.2 > 10.0.0.11 {inner}")).unwrap();
+    let source = frame.windows(4).rposition(|four| four == [192, 0, 2, 51]).unwrap();
+    for number in 0..PENDING_ENTRIES {
+        frame[source..source + 4].copy_from_slice(&(0x0b00_0000 + number).to_be_bytes());
+        let verdict = ingress(&frame[..], &node.tables, node.now);
+        assert!(matches!(verdict, Verdict::Rewrite(_)), "{number}: {verdict:?}");
+    }
+}
+
+#[test]
+fn a_flood_from_forged_sources_ends_no_confirmed_flow_and_takes_no_room_in_the_flow_table() {
+    let mut node = node(1);
+    let rewritten = |verdict| assert!(matches!(verdict, Verdict::Rewrite(_)), "{verdict:?}");
+    rewritten(open(&node, 1, "tcp 50000 > 80 S seq 100"));
+    rewritten(answer(&node, "tcp 8080 > 50000 SA seq 7 ack 101"));
+    rewritten(open(&node, 1, "tcp 50000 > 80 A seq 101 ack 8"));
+    rewritten(open(&node, 1, "udp 50000 > 53"));
+    rewritten(answer(&node, "udp 8080 > 50000"));
+    rewritten(open(&node, 1, "udp 50000 > 53"));
+    rewritten(open(&node, 1, "tcp 50001 > 80 S seq 100"));
+    let confirmed: Vec<_> =
+        node.flows().into_keys().filter(|key| key.far_port() == Port::new(50_000)).collect();
+    assert_eq!(confirmed.len(), 4);
+    flood(&node, "tcp 1 > 80 S");
+    flood(&node, "udp 1 > 53");
+    assert_eq!(node.flows().len(), PENDING_ENTRIES as usize + confirmed.len());
+    rewritten(answer(&node, "tcp 8080 > 50000 A seq 8 ack 101"));
+    rewritten(open(&node, 1, "tcp 50000 > 80 A seq 101 ack 8"));
+    rewritten(open(&node, 1, "udp 50000 > 53"));
+    let flows = node.flows();
+    assert!(confirmed.iter().all(|key| flows.contains_key(key)));
+    // What was not confirmed has made room; its client begins anew.
+    assert!(!matches!(open(&node, 1, "tcp 50001 > 80 A seq 101 ack 8"), Verdict::Rewrite(_)));
+    rewritten(open(&node, 1, "tcp 50001 > 80 S seq 100"));
 }

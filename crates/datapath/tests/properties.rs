@@ -109,6 +109,10 @@ impl Bits for Alone {
     fn add_one(&self, number: &Cell<u32>) {
         number.set(number.get() + 1);
     }
+
+    fn take_one(&self, number: &Cell<u32>) {
+        number.set(number.get() - 1);
+    }
 }
 
 /// What is done to a row of positions.

@@ -210,12 +210,14 @@ fn destination(explanation: &Explanation) -> &str {
 }
 
 fn limits(quotas: Quotas) -> String {
-    let limits = [(quotas.flows_per_pod, "the pod"), (quotas.flows_per_namespace, "its namespace")];
-    let told = limits
-        .into_iter()
-        .filter_map(|(limit, whose)| Some(format!("{} flows of {whose}", limit?)))
-        .collect::<Vec<_>>();
-    format!("{} on the node at a time", told.join(", "))
+    let pod = match quotas.flows_per_pod {
+        Some(limit) => format!("{limit} flows of the pod"),
+        None => "half of the flow table for the pod".into(),
+    };
+    let namespace = quotas
+        .flows_per_namespace
+        .map_or_else(String::new, |limit| format!(", {limit} flows of its namespace"));
+    format!("{pod}{namespace} on the node at a time")
 }
 
 #[cfg(test)]

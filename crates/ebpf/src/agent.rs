@@ -435,6 +435,18 @@ fn count(counter: u32) {
     }
 }
 
+/// A row where a table can take it from.
+// VERIFIER: rows are built in a map's memory; the stack of 512 bytes is full without them.
+#[inline(always)]
+fn built(flow: Flow<Address>) -> Option<&'static Flow<Address>> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the row is this CPU's own, and no other program of ours interrupts this one.
+    unsafe {
+        scratch.write(flow);
+        Some(&*scratch)
+    }
+}
+
 /// The tables as the kernel keeps them.
 struct Kernel;
 
@@ -480,15 +492,26 @@ impl Bits for Kernel {
 
     #[inline(always)]
     fn add_one(&self, number: &Cell<u32>) {
-        // SAFETY: one instruction on four aligned bytes of a map's value.
-        unsafe {
-            asm!(
-                "lock *(u32 *)({number} + 0) += {one}",
-                number = in(reg) number.as_ptr(),
-                one = in(reg) 1u64,
-            )
-        };
+        add(number, 1);
     }
+
+    #[inline(always)]
+    fn take_one(&self, number: &Cell<u32>) {
+        add(number, u32::MAX);
+    }
+}
+
+/// Adds, atomically; wraps.
+#[inline(always)]
+fn add(number: &Cell<u32>, amount: u32) {
+    // SAFETY: one instruction on four aligned bytes of a map's value.
+    unsafe {
+        asm!(
+            "lock *(u32 *)({number} + 0) += {amount}",
+            number = in(reg) number.as_ptr(),
+            amount = in(reg) amount as u64,
+        )
+    };
 }
 
 impl AgentTables<V4> for Kernel {
@@ -506,19 +529,34 @@ impl AgentTables<V4> for Kernel {
 
     #[inline(always)]
     fn insert_flow(&self, key: &FlowKey<Address>, flow: Flow<Address>) -> Result<(), NotInserted> {
-        // VERIFIER: rows are built in a map's memory; the stack of 512 bytes is full without them.
-        let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return Err(NotInserted::Full) };
-        // SAFETY: the row is this CPU's own, and no other program of ours interrupts this one.
-        let row = unsafe {
-            scratch.write(flow);
-            &*scratch
-        };
+        let row = built(flow).ok_or(NotInserted::Full)?;
         FLOWS.insert(key, row, BPF_NOEXIST as u64).map_err(NotInserted::of)
     }
 
     #[inline(always)]
     fn remove_flow(&self, key: &FlowKey<Address>) {
         let _absent = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn pending(&self, key: &FlowKey<Address>) -> Option<&Flow<Address>> {
+        // SAFETY: as in the flow table; here rows are taken into use again sooner.
+        unsafe { PENDING.get(key) }
+    }
+
+    #[inline(always)]
+    fn insert_pending(
+        &self,
+        key: &FlowKey<Address>,
+        flow: Flow<Address>,
+    ) -> Result<(), NotInserted> {
+        let row = built(flow).ok_or(NotInserted::Full)?;
+        PENDING.insert(key, row, BPF_NOEXIST as u64).map_err(NotInserted::of)
+    }
+
+    #[inline(always)]
+    fn remove_pending(&self, key: &FlowKey<Address>) {
+        let _absent = PENDING.remove(key);
     }
 
     #[inline(always)]

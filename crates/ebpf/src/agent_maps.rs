@@ -18,6 +18,12 @@ pub static SETTINGS: Array<AgentSettings<Address>, 1> = Array::new();
 pub static FLOWS: HashMap<FlowKey<Address>, Flow<Address>, { FLOW_ENTRIES_DEFAULT as usize }> =
     HashMap::new();
 
+/// Both directions of flows that came in and are not confirmed. A cache: it forgets the oldest,
+/// which is a flood's.
+#[btf_map(name = "pending")]
+pub static PENDING: LruHashMap<FlowKey<Address>, Flow<Address>, { PENDING_ENTRIES as usize }> =
+    LruHashMap::new();
+
 /// Where a new row is built.
 #[btf_map(name = "scratch")]
 pub static SCRATCH: PerCpuArray<Flow<Address>, 1> = PerCpuArray::new();

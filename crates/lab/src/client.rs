@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::socket::sockopt::{IpMtu, Linger, SendTimeout};
+use nix::sys::socket::sockopt::{IpMtu, Linger, ReuseAddr, SendTimeout};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect, getsockopt,
     setsockopt, socket,
@@ -43,13 +43,23 @@ impl Connection {
 
     /// Connects from the calling thread's own namespace and from a given address of it.
     pub fn open_from(source: Ipv4Addr, to: SocketAddrV4, patience: Duration) -> Result<Connection> {
+        Connection::open_from_port(SocketAddrV4::new(source, 0), to, patience)
+    }
+
+    /// The same, and from a given port of it, which other connections may use too.
+    pub fn open_from_port(
+        source: SocketAddrV4,
+        to: SocketAddrV4,
+        patience: Duration,
+    ) -> Result<Connection> {
         let flags = SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Tcp)
             .context("cannot open a socket")?;
         // The time that a connection may take is that of a first write.
         let limit = TimeVal::milliseconds(i64::try_from(patience.as_millis())?);
         setsockopt(&socket, SendTimeout, &limit).context("cannot set a timeout")?;
-        let from = SockaddrIn::from(SocketAddrV4::new(source, 0));
+        setsockopt(&socket, ReuseAddr, &true).context("cannot share a port")?;
+        let from = SockaddrIn::from(source);
         bind(socket.as_raw_fd(), &from).with_context(|| format!("cannot use {source}"))?;
         connect(socket.as_raw_fd(), &SockaddrIn::from(to)).context("cannot connect")?;
         Connection::over(TcpStream::from(socket), to.into())

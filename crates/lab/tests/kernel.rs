@@ -137,6 +137,65 @@ fn a_flood_of_first_fragments_harms_neither_whole_packets_nor_other_datagrams() 
     assert!((most / 2..=most).contains(&remembered), "{remembered} datagrams");
 }
 
+#[test]
+fn a_million_forged_syns_cost_no_confirmed_flow_and_no_handshake_of_a_third_of_a_second() {
+    /// Ten seconds of 100,000 SYNs.
+    const FLOOD: u32 = 1_000_000;
+    /// SYNs between two clients that are honest, and from a client's own to its next packet.
+    const EVERY: u32 = 2_000;
+    const LASTS: u32 = 30_000;
+    let mut tables = Traffic::tables();
+    tables.line("allowance 2046 100000").unwrap();
+    tables.line("agent node=10.0.0.11 mss=1432 flow-entries=4096 flag=quotas").unwrap();
+    let mut kernel = Kernel::new();
+    kernel.start(&tables);
+    let build = |text: &str| frame::build(text).unwrap();
+    let of_client = |kernel: &mut Kernel, number: u32, what: &str| {
+        let frame = build(&format!(
+            "gue 10.0.0.2 > 10.0.0.11 ip 192.0.2.50 > 203.0.113.2 tcp {} > 80 {what}",
+            20_000 + number
+        ));
+        kernel.pass(Hook::Ingress, &frame)
+    };
+    let answer = |kernel: &mut Kernel, syn: &[u8], what: &str| {
+        let seen = second::check(syn).unwrap();
+        let (pod, client) = (seen.target, seen.source);
+        let (from, to) = (seen.target_port, seen.source_port);
+        kernel.pass(Hook::Egress, &build(&format!("ip {pod} > {client} tcp {from} > {to} {what}")))
+    };
+    let outbound = build("ip 10.244.1.5 > 198.51.100.7 udp 40000 > 53");
+    assert_eq!(kernel.pass(Hook::Egress, &outbound).way, Way::On);
+    let mut forged =
+        build("gue 10.0.0.2 > 10.0.0.11 ip 192.0.2.51 > 203.0.113.1 tcp 7 > 80 S seq 7");
+    let source = forged.windows(4).rposition(|four| four == [192, 0, 2, 51]).unwrap();
+    let (mut syns, mut confirmed, begun) = (Vec::new(), 0, Instant::now());
+    for number in 0..FLOOD {
+        if number % EVERY == 0 {
+            let seen = of_client(&mut kernel, number / EVERY, "S seq 7");
+            let syn = seen.frame.expect("a SYN that is translated");
+            answer(&mut kernel, &syn, "SA seq 9 ack 8");
+            syns.push(syn);
+            if let Some(before) = (number / EVERY).checked_sub(LASTS / EVERY) {
+                let seen = of_client(&mut kernel, before, "A seq 8 ack 10");
+                confirmed += u32::from(seen.counted.contains(&("flow_confirmed", 1)));
+            }
+            assert_eq!(kernel.pass(Hook::Egress, &outbound).counted, [("translated_out", 1)]);
+        }
+        forged[source..source + 4].copy_from_slice(&(0x0b00_0000 + number).to_be_bytes());
+        kernel.run(Hook::Ingress, &forged);
+    }
+    let rate = f64::from(FLOOD) / begun.elapsed().as_secs_f64();
+    let tried = (FLOOD - LASTS) / EVERY;
+    println!("{rate:.0} SYN/s, {confirmed} of {tried} handshakes");
+    assert!(confirmed * 100 >= tried * 99, "{confirmed} of {tried} handshakes");
+    // The first ones have been there all the time.
+    for (number, syn) in (0..100).zip(&syns) {
+        let seen = of_client(&mut kernel, number, "A seq 8 ack 10");
+        assert_eq!(seen.counted, [("translated_in", 1)], "{number}");
+        assert_eq!(answer(&mut kernel, syn, "A seq 10 ack 8").way, Way::On, "{number}");
+    }
+}
+
 /// The programs tell a checksum that the card is to fill in from one that is complete by its value,
 /// where they can; there is one value that means nothing.
 #[test]

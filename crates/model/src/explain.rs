@@ -216,7 +216,7 @@ pub fn explain(objects: &Objects, question: &Question) -> Result<Explanation, Ex
         None => address.to_string(),
     });
     let quotas = objects.cluster().quotas;
-    let is_limited = source.is_pod && outbound.method.translates() && quotas != Quotas::default();
+    let is_limited = source.is_pod && outbound.method.translates();
     let pending = pending(objects, node, &outbound, addresses.iter().map(&usable).sum());
     Ok(Explanation {
         source: source.name,

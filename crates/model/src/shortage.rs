@@ -55,6 +55,7 @@ pub fn of_quota(objects: &Objects, node: &str, source: Ipv4Addr) -> String {
     let pod = pod.map_or_else(|| source.to_string(), |(name, _)| name.clone());
     format!(
         "node {node}: pod {pod} or its namespace has as many flows as spec.quotas of the \
-         ClusterNetwork allows"
+         ClusterNetwork allows, which is half of the node's flow table where it says nothing; half \
+         of that may be unanswered"
     )
 }

@@ -6,6 +6,7 @@ use datapath::Ipv4;
 use std::num::NonZeroU32;
 
 use cluster::{Cluster, ip};
+use model::cluster::Quotas;
 use model::explain::{ExplainError, Explanation, Question, explain};
 use model::lease::LeaseState;
 use model::method::{Method, Protocol};
@@ -65,7 +66,7 @@ fn a_pod_is_explained_by_its_nodes_address_ports_and_questions() {
 }
 
 #[test]
-fn quotas_are_told_of_pods_and_only_where_there_are_any() {
+fn quotas_are_told_of_pods_alone() {
     let mut cluster = Cluster::new(json!({"sku": "Basic", "quotas": {"flowsPerPod": 100}}), 1);
     pod(&mut cluster, "default", "web-1", 1);
     cluster.settle();
@@ -75,7 +76,7 @@ fn quotas_are_told_of_pods_and_only_where_there_are_any() {
     let mut cluster = Cluster::new(json!({"sku": "Basic"}), 1);
     pod(&mut cluster, "default", "web-1", 1);
     cluster.settle();
-    assert_eq!(ask(&cluster, "web-1", None).quotas, None);
+    assert_eq!(ask(&cluster, "web-1", None).quotas, Some(Quotas::default()));
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use cluster::{Cluster, ip, node_address, outbound_rule, rule};
 use datapath::tables::{
-    LeftoverKey, NearVip, Owners, RuleKey, Segment, Ticks, Timers, agent_flag, block_flag, owner,
-    policy_flag, rule_flag,
+    Allowance, LeftoverKey, NearVip, Owners, RuleKey, Segment, Ticks, Timers, agent_flag,
+    block_flag, owner, policy_flag, rule_flag,
 };
 use datapath::{Ipv4, Port};
 use ipnet::Ipv4Net;
@@ -643,6 +643,20 @@ fn pods_and_their_namespaces_have_allowances_that_they_keep() {
         present.apply(&edit);
     }
     assert_eq!((&present.quotas, &present.allowances), (&second.quotas, &second.allowances));
+}
+
+#[test]
+fn a_pod_without_a_quota_has_the_nodes_default() {
+    let mut cluster = Cluster::new(json!({}), 1);
+    cluster.add(json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "shop"},
+        "spec": {"nodeName": "n1"}, "status": {"podIP": "10.100.1.5"},
+    }));
+    cluster.settle();
+    let tables = agent_tables(&cluster.objects, "n1", &AgentTables::default()).unwrap();
+    let quota = tables.quotas[&Ipv4::new(10, 100, 1, 5)];
+    assert_eq!((tables.allowances[&quota.pod], quota.namespace), (Allowance::DEFAULT, 0));
+    assert_ne!(tables.flags & agent_flag::QUOTAS, 0);
 }
 
 #[test]

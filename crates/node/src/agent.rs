@@ -51,6 +51,8 @@ const HURRIED_TURN: Duration = Duration::from_millis(20);
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How often a pass through the flow table begins.
 pub const PASS_EVERY: Duration = Duration::from_secs(1);
+/// The part of the flow table that is in use when it is nearly full.
+pub const NEARLY_FULL: (u64, u64) = (7, 8);
 /// Ports in use are reported at once when they pass a multiple of this.
 const USED_PORTS_STEP: u32 = 64;
 /// How often news are told.
@@ -256,6 +258,8 @@ struct Agent<'a> {
     settings: AgentSettings<Address>,
     /// [`agent_flag::HOLD`] while flows are carried over, else nothing.
     hold: u32,
+    /// [`agent_flag::SHORT`] while the flow table is nearly full, else nothing.
+    short: u32,
     /// No table was there before.
     is_first: bool,
     /// What keeps the programs from being looked after.
@@ -294,6 +298,7 @@ impl<'a> Agent<'a> {
         let present = apply::read_agent(&maps, &memory)?;
         // Sources come last when tables are filled: with one of them there, so is all they need.
         let is_beside = loaded.change.as_ref().is_some_and(|change| !change.is_switched());
+        memory.allowances.share(config.flow_entries / 2);
         let is_filled = !present.sources.is_empty() && !is_beside;
         let moves_flows = loaded.change.as_ref().is_some_and(Change::moves_flows);
         let sweep = Sweep::open(&loaded.pins)?;
@@ -308,6 +313,7 @@ impl<'a> Agent<'a> {
             memory,
             settings,
             hold: if moves_flows { agent_flag::HOLD } else { 0 },
+            short: 0,
             trouble: None,
             is_first: !loaded.reused,
             sweep,
@@ -395,7 +401,7 @@ impl<'a> Agent<'a> {
             node: desired.node,
             gue_port: self.config.gue_port,
             mss_max: self.mss_max()?,
-            flags: desired.flags | self.hold,
+            flags: desired.flags | self.hold | self.short,
             epoch,
             timers: desired.timers,
             tag_keys: desired.tags.keys.0,
@@ -532,6 +538,7 @@ impl<'a> Agent<'a> {
         }
         if let Some(usage) = passed? {
             self.usage = usage;
+            self.set_short()?;
             self.followed = self.settings.epoch;
             self.drained = self.drained(objects);
             self.passed = Some(Instant::now());
@@ -554,6 +561,14 @@ impl<'a> Agent<'a> {
             self.present.apply(&edit);
         }
         Ok(())
+    }
+
+    /// Lets flows that nobody has answered end sooner while the table is nearly full.
+    fn set_short(&mut self) -> Result<()> {
+        let most = u64::from(self.config.flow_entries / 2) * NEARLY_FULL.0 / NEARLY_FULL.1;
+        self.short = if self.usage.flows > most { agent_flag::SHORT } else { 0 };
+        let flags = self.settings.flags & !agent_flag::SHORT | self.short;
+        self.set(AgentSettings { flags, ..self.settings })
     }
 
     /// Tells both ends of connections that are over.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use datapath::{
+    limits::INBOUND_ALLOWANCE,
     positions::{Bits, SUMMARY},
     tables::{AgentSettings, AllowedClient, AllowedSource, MuxSettings, agent_flag, mux_flag},
 };
@@ -165,7 +166,7 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
         pods: maps.pods.all()?.into_iter().map(|(key, owner)| (key.0, owner)).collect(),
         truth: Truth::default(),
         allowances: filled(
-            (0..memory.allowances.rows())
+            (0..INBOUND_ALLOWANCE)
                 .map(|index| memory.allowances.row(index).map_or(0, |row| row.limit.get())),
         ),
     })

@@ -18,6 +18,7 @@ use std::{
 use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
 use datapath::{
+    limits::{INBOUND_ALLOWANCE, OTHERS_ALLOWANCE},
     positions::{Bits, Positions},
     tables::{Allowance, Row},
 };
@@ -357,6 +358,13 @@ impl<T> Drop for Mapped<T> {
 }
 
 impl AllowancesMemory {
+    /// Shares a table of so many flows: three quarters of it are for what comes in, and half for
+    /// each source without a quota of its own.
+    pub fn share(&self, flows: u32) {
+        self.set_limit(INBOUND_ALLOWANCE, (flows / 4 * 3).max(1));
+        self.set_limit(OTHERS_ALLOWANCE, (flows / 2).max(1));
+    }
+
     /// Gives a row to somebody with this limit, of which nothing is used, or takes it back: 0.
     pub fn set_limit(&self, row: u32, limit: u32) {
         let Some(allowance) = self.row(row) else { return };
@@ -367,6 +375,13 @@ impl AllowancesMemory {
     pub fn set_used(&self, row: u32, counted: u32, opened: u32) {
         let Some(allowance) = self.row(row) else { return };
         atomic_u32(&allowance.ended).store(counted.wrapping_sub(opened), Relaxed);
+    }
+
+    /// Puts right how many flows nobody has answered: so many were counted since this number was
+    /// read as `before`.
+    pub fn set_unanswered(&self, row: u32, counted: u32, before: u32) {
+        let Some(allowance) = self.row(row) else { return };
+        atomic_u32(&allowance.unanswered).fetch_add(counted.wrapping_sub(before), Relaxed);
     }
 }
 
@@ -388,6 +403,10 @@ impl Bits for PositionsMemory {
 
     fn add_one(&self, number: &Cell<u32>) {
         atomic_u32(number).fetch_add(1, Relaxed);
+    }
+
+    fn take_one(&self, number: &Cell<u32>) {
+        atomic_u32(number).fetch_sub(1, Relaxed);
     }
 }
 

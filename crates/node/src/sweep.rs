@@ -12,7 +12,7 @@ use std::{
 
 use datapath::{
     Port, flow,
-    limits::BLOCK_PORTS,
+    limits::{BLOCK_PORTS, INBOUND_ALLOWANCE, OTHERS_ALLOWANCE},
     positions::{Bits, Positions, SUMMARY, WORDS, fingerprint},
     protocol,
     tables::{AgentSettings, Flow, FlowKey, Quota, Side, Ticks, mark},
@@ -118,8 +118,11 @@ pub struct Sweep {
     quotas: BTreeMap<Address, Quota>,
     /// Flows of this pass by row of the allowances.
     counted: BTreeMap<u32, u32>,
-    /// Flows that each row had ever opened when this pass began.
-    opened: BTreeMap<u32, u32>,
+    /// Those of them that nobody has answered.
+    unanswered: BTreeMap<u32, u32>,
+    /// Flows that each row had ever opened, and those that nobody had answered, when this pass
+    /// began.
+    opened: BTreeMap<u32, (u32, u32)>,
     /// Connections that are over and whose ends are to be told.
     ended: Vec<Ended>,
     /// Destinations whose ports are looked at out of turn, and how many blocks that was done for.
@@ -201,6 +204,7 @@ impl Sweep {
             allowances: maps::open_allowances(pins)?,
             quotas: BTreeMap::new(),
             counted: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
             opened: BTreeMap::new(),
             ended: Vec::new(),
             asked: VecDeque::new(),
@@ -318,9 +322,12 @@ impl Sweep {
         self.destinations.clear();
         self.counted.clear();
         self.opened.clear();
-        for row in self.quotas.values().flat_map(|quota| [quota.pod, quota.namespace]) {
+        self.unanswered.clear();
+        let own = self.quotas.values().flat_map(|quota| [quota.pod, quota.namespace]);
+        for row in own.chain([INBOUND_ALLOWANCE, OTHERS_ALLOWANCE]) {
             if let Some(allowance) = self.allowances.row(row).filter(|_| row != 0) {
-                self.opened.insert(row, allowance.opened.get());
+                let begun = (allowance.opened.get(), allowance.unanswered.get());
+                self.opened.insert(row, begun);
             }
         }
         self.seen.clear();
@@ -333,9 +340,10 @@ impl Sweep {
 
     fn end(&mut self) -> Usage {
         self.free_positions();
-        for (row, opened) in &self.opened {
-            let counted = self.counted.get(row).copied().unwrap_or(0);
-            self.allowances.set_used(*row, counted, *opened);
+        for (row, (opened, unanswered)) in &self.opened {
+            let counted = |rows: &BTreeMap<u32, u32>| rows.get(row).copied().unwrap_or(0);
+            self.allowances.set_used(*row, counted(&self.counted), *opened);
+            self.allowances.set_unanswered(*row, counted(&self.unanswered), *unanswered);
         }
         let flows = self.destinations.values().map(|destination| destination.flows);
         self.usage.ports_used = flows.max().unwrap_or(0);
@@ -390,20 +398,33 @@ impl Sweep {
         }
         if half.is_egress() {
             self.count(settings, half, block.unwrap_or((outside.0, block_of(outside.1))));
+        } else if half.row.marks.get() & mark::UNANSWERED != 0 {
+            let quota = self.quota_of(&half.row.address);
+            for row in [quota.pod, quota.namespace] {
+                *self.unanswered.entry(row).or_default() += 1;
+            }
         }
         Ok(())
+    }
+
+    /// Whose allowances a source's flows use.
+    fn quota_of(&self, source: &Address) -> Quota {
+        let others = Quota { pod: OTHERS_ALLOWANCE, namespace: 0 };
+        self.quotas.get(source).copied().unwrap_or(others)
     }
 
     /// Counts a flow, by its half that leaves.
     fn count(&mut self, settings: &AgentSettings<Address>, half: &Half, block: (Address, u16)) {
         self.usage.flows += 1;
+        let quota = match half.is_outbound() {
+            true => self.quota_of(&half.key.source),
+            false => Quota { pod: INBOUND_ALLOWANCE, namespace: 0 },
+        };
+        for row in [quota.pod, quota.namespace] {
+            *self.counted.entry(row).or_default() += 1;
+        }
         if !half.is_outbound() {
             return;
-        }
-        if let Some(quota) = self.quotas.get(&half.key.source) {
-            for row in [quota.pod, quota.namespace] {
-                *self.counted.entry(row).or_default() += 1;
-            }
         }
         self.usage.blocks.insert(block);
         *self.usage.addresses.entry(block.0).or_default() += 1;

@@ -21,6 +21,8 @@ const FIN: u16 = mark::FIN;
 const RST: u16 = mark::RST;
 const DATA: u16 = mark::DATA;
 const ACK: u16 = mark::ACK;
+const PENDING: u16 = mark::PENDING;
+const UNANSWERED: u16 = mark::UNANSWERED;
 
 fn headers(words: &str) -> Headers<V4> {
     ipv4(&built(words)[..], ETHERNET).expect("a sound packet")
@@ -349,15 +351,27 @@ fn a_flow_keeps_what_its_policy_says_even_when_it_is_opened_again() {
     ] {
         let mut node = Node::with(&[&format!("policy 0 ports 0+1 {flags}")]);
         node.opens("ip pod > server tcp 40000 > 443 S seq 1000");
-        assert_eq!(rows(&mut node).map(|row| row.marks), [SYN | kept, kept], "{flags}");
+        assert_eq!(
+            rows(&mut node).map(|row| row.marks),
+            [SYN | kept, UNANSWERED | kept],
+            "{flags}"
+        );
         // A SYN that is sent again ends nothing.
         assert!(node.sends("ip pod > server tcp 40000 > 443 S seq 1000").counted("translated_out"));
-        assert_eq!(rows(&mut node).map(|row| row.marks), [SYN | kept, kept], "{flags}");
+        assert_eq!(
+            rows(&mut node).map(|row| row.marks),
+            [SYN | kept, UNANSWERED | kept],
+            "{flags}"
+        );
         node.sends("ip pod > server tcp 40000 > 443 FA seq 1001 ack 501").frame();
-        let marks = [SYN | DATA | ACK | FIN | kept, mark::ENDED | kept];
+        let marks = [SYN | DATA | ACK | FIN | kept, mark::ENDED | UNANSWERED | kept];
         assert_eq!(rows(&mut node).map(|row| row.marks), marks, "{flags}");
         assert!(node.sends("ip pod > server tcp 40000 > 443 S seq 9000").counted("reopened"));
-        assert_eq!(rows(&mut node).map(|row| row.marks), [SYN | kept, kept], "{flags}");
+        assert_eq!(
+            rows(&mut node).map(|row| row.marks),
+            [SYN | kept, UNANSWERED | kept],
+            "{flags}"
+        );
         assert_eq!(rows(&mut node)[0].sequence, 9001);
     }
 }
@@ -367,7 +381,12 @@ fn a_flow_from_outside_keeps_what_its_rule_says() {
     for (flag, kept) in [("", 0), ("flag=reset", mark::TCP_RESET)] {
         let mut node = Node::with(&[&format!("service 203.0.113.1:80/tcp {flag} first=0 count=1")]);
         node.gets("ip client > vip tcp 50000 > 80 S seq 7").frame();
-        assert_eq!(rows(&mut node).map(|row| row.marks), [kept, SYN | kept]);
+        assert_eq!(rows(&mut node).map(|row| row.marks), [PENDING | kept, SYN | PENDING | kept]);
+        node.sends("ip pod > client tcp 8080 > 50000 SA seq 70 ack 8").frame();
+        let confirms = node.gets("ip client > vip tcp 50000 > 80 A seq 8 ack 71");
+        assert!(confirms.counted("flow_confirmed"));
+        let marks = [SYN | ACK | kept, SYN | DATA | ACK | kept];
+        assert_eq!(rows(&mut node).map(|row| row.marks), marks);
     }
 }
 

@@ -10,7 +10,7 @@ use datapath::{
     agent::{AgentTables, NotInserted, Step},
     count::COUNTERS,
     gue::OUTER,
-    limits::{OWN_MARK, POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
+    limits::{OWN_MARK, PENDING_ENTRIES, POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
     mux::MuxTables,
     notice::Notice,
     positions::{Bits, Positions},
@@ -45,6 +45,9 @@ pub struct Rows {
     /// What lives here is never given back: a row that was handed out stays readable, as in the
     /// kernel.
     flows: RefCell<BTreeMap<FlowKey<Address>, &'static Flow<Address>>>,
+    /// With the number of its insertion: the lowest makes room.
+    pending: RefCell<BTreeMap<FlowKey<Address>, (u64, &'static Flow<Address>)>>,
+    inserted: RefCell<BTreeMap<u64, FlowKey<Address>>>,
     looked_up: Cell<u64>,
     fragments: RefCell<BTreeMap<FragmentKey<Address>, &'static Fragment<Address>>>,
     allowances: BTreeMap<u32, Allowance>,
@@ -83,6 +86,8 @@ impl Host {
             notes: RefCell::default(),
             mux_fragments: RefCell::default(),
             flows: RefCell::default(),
+            pending: RefCell::default(),
+            inserted: RefCell::default(),
             looked_up: Cell::default(),
             fragments: RefCell::default(),
             allowances: given.allowances(),
@@ -214,7 +219,9 @@ impl Machine for Host {
     }
 
     fn flows(&mut self) -> BTreeMap<FlowKey<Address>, FlowRow> {
-        self.tables.flows.borrow().iter().map(|(key, flow)| (*key, FlowRow::of(flow))).collect()
+        let (flows, pending) = (self.tables.flows.borrow(), self.tables.pending.borrow());
+        let pending = pending.iter().map(|(key, (_, flow))| (key, flow));
+        flows.iter().chain(pending).map(|(key, flow)| (*key, FlowRow::of(flow))).collect()
     }
 }
 
@@ -264,6 +271,10 @@ impl Bits for Rows {
     fn add_one(&self, number: &Cell<u32>) {
         number.set(number.get().wrapping_add(1));
     }
+
+    fn take_one(&self, number: &Cell<u32>) {
+        number.set(number.get().wrapping_sub(1));
+    }
 }
 
 impl AgentTables<V4> for Rows {
@@ -290,6 +301,38 @@ impl AgentTables<V4> for Rows {
 
     fn remove_flow(&self, key: &FlowKey<Address>) {
         self.flows.borrow_mut().remove(key);
+    }
+
+    fn pending(&self, key: &FlowKey<Address>) -> Option<&Flow<Address>> {
+        self.pending.borrow().get(key).map(|(_, flow)| *flow)
+    }
+
+    fn insert_pending(
+        &self,
+        key: &FlowKey<Address>,
+        flow: Flow<Address>,
+    ) -> Result<(), NotInserted> {
+        let mut pending = self.pending.borrow_mut();
+        if pending.contains_key(key) {
+            return Err(NotInserted::Exists);
+        }
+        let mut inserted = self.inserted.borrow_mut();
+        let next = inserted.last_key_value().map_or(0, |(last, _)| last + 1);
+        // BOUND: whatever was removed by itself leaves its number behind.
+        while pending.len() >= PENDING_ENTRIES as usize
+            && let Some((number, oldest)) = inserted.pop_first()
+        {
+            if pending.get(&oldest).is_some_and(|(other, _)| *other == number) {
+                pending.remove(&oldest);
+            }
+        }
+        inserted.insert(next, *key);
+        pending.insert(*key, (next, Box::leak(Box::new(flow))));
+        Ok(())
+    }
+
+    fn remove_pending(&self, key: &FlowKey<Address>) {
+        self.pending.borrow_mut().remove(key);
     }
 
     fn fragment(&self, key: &FragmentKey<Address>) -> Option<&Fragment<Address>> {

@@ -170,7 +170,11 @@ impl Traffic {
         match protocol {
             6 => {
                 let flags = self.flags();
-                let (seq, ack): (u16, u16) = (self.dice.random(), self.dice.random());
+                // Half of them fit together: a SYN with 7 is acknowledged by 8.
+                let fits = self.dice.random();
+                let (seq, ack): (u16, u16) =
+                    if fits { (7, 8) } else { (self.dice.random(), self.dice.random()) };
+                let data = if fits { 0 } else { data };
                 let options = self.one_of(&[
                     "",
                     "mss 1460",
@@ -223,7 +227,7 @@ impl Traffic {
 
     /// How a wrapped packet is signed.
     fn tag(&mut self) -> &'static str {
-        ["tag 0", "tag 1", "tag 0", ""][self.dice.random_range(0..4)]
+        ["tag 0", "tag 1", "tag 0", "tos 3 tag 1", ""][self.dice.random_range(0..5)]
     }
 
     /// A packet that goes against one that left, or an error about it.
@@ -348,6 +352,7 @@ source 10.244.1.7/32 tcp=0 udp=1 icmp=2 other=1
 source 10.244.1.8/32 tcp=2 icmp=0
 quota 10.244.1.6 pod=1
 quota 10.244.1.8 pod=2 namespace=3
+allowance 2046 20
 allowance 1 900
 allowance 2 40
 allowance 3 30

@@ -116,6 +116,7 @@ const ON_THE_WAY: &[&str] = &[
     "reopened",
     "end_doubted",
     "client_port_moved",
+    "flow_confirmed",
 ];
 
 /// Nobody else's live flow has the tuple that a packet left with.

@@ -1,7 +1,7 @@
 //! Packets byte by byte: made, sent from raw sockets, and checked from zero. Owes nothing to the
 //! product's own code.
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -11,8 +11,8 @@ use etherparse::PacketBuilder;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn,
-    bind, recv, recvmsg, sendto, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessageOwned, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType,
+    SockaddrIn, bind, recv, recvmsg, sendmmsg, sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -120,6 +120,38 @@ pub fn send<'a>(packets: impl IntoIterator<Item = &'a Vec<u8>>) -> Result<()> {
         sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty())?;
     }
     Ok(())
+}
+
+/// Sends many packets with one call.
+pub struct Bursts(OwnedFd);
+
+impl Bursts {
+    /// Packets that one call sends at most.
+    pub const MOST: usize = 256;
+
+    /// From the calling thread's namespace.
+    pub fn new() -> Result<Bursts> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        Ok(Bursts(socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Raw)?))
+    }
+
+    /// Sends at most [`Bursts::MOST`] packets as they are; how many were sent.
+    pub fn send(&self, packets: &[Vec<u8>]) -> Result<u64> {
+        let mut headers = MultiHeaders::preallocate(packets.len(), None);
+        let bytes: Vec<[IoSlice<'_>; 1]> =
+            packets.iter().map(|packet| [IoSlice::new(packet)]).collect();
+        let targets: Vec<Option<SockaddrIn>> = packets
+            .iter()
+            .map(|packet| Some(SockaddrIn::from(SocketAddrV4::new(target_of(packet), 0))))
+            .collect();
+        let flags = MsgFlags::empty();
+        match sendmmsg(self.0.as_raw_fd(), &mut headers, &bytes, targets, [], flags) {
+            Ok(sent) => Ok(sent.count() as u64),
+            // The queue is full: what is lost there is lost on the way.
+            Err(Errno::ENOBUFS) => Ok(0),
+            Err(problem) => Err(problem.into()),
+        }
+    }
 }
 
 /// A socket for ICMP messages of the calling thread's namespace.

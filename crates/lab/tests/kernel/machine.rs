@@ -66,6 +66,7 @@ struct Agent {
     flow_entries: u32,
     settings: Array<MapData, Raw<AgentSettings<Address>>>,
     flows: HashMap<MapData, Raw<FlowKey<Address>>, FlowBytes>,
+    pending: HashMap<MapData, Raw<FlowKey<Address>>, FlowBytes>,
     sources: LpmTrie<MapData, Raw<Address>, Raw<Source>>,
     private: LpmTrie<MapData, Raw<Address>, u32>,
     policies: Array<MapData, Raw<Policy>>,
@@ -133,6 +134,7 @@ impl Kernel {
     fn clear(&mut self) {
         let agent = &mut self.agent;
         empty(&mut agent.flows);
+        empty(&mut agent.pending);
         empty(&mut agent.vips);
         empty(&mut agent.muxes);
         empty(&mut agent.services);
@@ -308,6 +310,7 @@ impl Agent {
         Agent {
             settings: table!(programs, "settings"),
             flows: table!(programs, "flows"),
+            pending: table!(programs, "pending"),
             sources: table!(programs, "sources"),
             private: table!(programs, "private_ranges"),
             policies: table!(programs, "policies"),
@@ -413,14 +416,8 @@ impl Machine for Kernel {
         let older = (seconds * 1_000_000_000) as i64 - (now - self.right_at) as i64;
         self.right_at = now;
         let ticks = (older >> 20) as u32;
-        let flows = &mut self.agent.flows;
-        let rows: Vec<_> = flows.iter().map(|entry| entry.expect("a flow")).collect();
-        let at = offset_of!(Flow<Address>, last_seen);
-        for (key, mut bytes) in rows {
-            let seen = u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-            bytes[at..at + 4].copy_from_slice(&seen.wrapping_sub(ticks).to_ne_bytes());
-            flows.insert(key, bytes, 0).expect("an older flow");
-        }
+        older_flows(&mut self.agent.flows, ticks);
+        older_flows(&mut self.agent.pending, ticks);
         older_fragments(&mut self.agent.fragments, ticks);
         older_fragments(&mut self.mux.fragments, ticks);
         let mut settings = self.agent.settings.get(&0, 0).expect("settings");
@@ -429,8 +426,9 @@ impl Machine for Kernel {
     }
 
     fn flows(&mut self) -> BTreeMap<FlowKey<Address>, FlowRow> {
-        let entries = self.agent.flows.iter().map(|entry| entry.expect("a flow"));
+        let entries = self.agent.flows.iter().chain(self.agent.pending.iter());
         entries
+            .map(|entry| entry.expect("a flow"))
             .map(|(Raw(key), bytes)| {
                 let flow: Flow<Address> = row(&bytes).expect("a flow has its size");
                 (key, FlowRow::of(&flow))
@@ -511,6 +509,17 @@ fn context(mark: u32) -> [u8; 12] {
 
 fn classifier<'a>(programs: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
     programs.program_mut(name).expect(name).try_into().expect("a classifier")
+}
+
+/// Lets time pass for flows.
+fn older_flows(flows: &mut HashMap<MapData, Raw<FlowKey<Address>>, FlowBytes>, ticks: u32) {
+    let rows: Vec<_> = flows.iter().map(|entry| entry.expect("a flow")).collect();
+    let at = offset_of!(Flow<Address>, last_seen);
+    for (key, mut bytes) in rows {
+        let seen = u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        bytes[at..at + 4].copy_from_slice(&seen.wrapping_sub(ticks).to_ne_bytes());
+        flows.insert(key, bytes, 0).expect("an older flow");
+    }
 }
 
 /// Lets time pass for what first fragments have shown.

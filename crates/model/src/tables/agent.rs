@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
 
 use datapath::limits::{
-    ALLOWANCES_ROWS, ALLOWED_SOURCES_MAX, BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX,
+    ALLOWED_SOURCES_MAX, BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, INBOUND_ALLOWANCE,
     PRIVATE_RANGES_MAX, QUOTAS_MAX, SEGMENTS_MAX, VIPS_MAX,
 };
 use datapath::tables::{
-    Block, Endpoint, Policy, Quota, RuleKey, Segment, Service, Source, Ticks, Timers, Translation,
-    agent_flag, block_flag, policy_flag, rule_flag,
+    Allowance, Block, Endpoint, Policy, Quota, RuleKey, Segment, Service, Source, Ticks, Timers,
+    Translation, agent_flag, block_flag, policy_flag, rule_flag,
 };
 use ipnet::{IpNet, Ipv4Net};
 
@@ -194,12 +194,9 @@ pub fn agent_tables(
 
 fn flags(objects: &Objects, network: &NodeNetwork) -> u32 {
     let cluster = objects.cluster();
-    let mut flags = 0;
+    let mut flags = agent_flag::QUOTAS;
     if cluster.last_hop == LastHop::KubeProxy {
         flags |= agent_flag::LAST_HOP_KUBE_PROXY;
-    }
-    if cluster.quotas != Quotas::default() {
-        flags |= agent_flag::QUOTAS;
     }
     if cluster.icmp_echo == IcmpEcho::Drop && network.spec.instance_public_ip.is_none() {
         flags |= agent_flag::DROP_ICMP_ECHO;
@@ -498,13 +495,10 @@ impl AgentTables {
         self.endpoints = runs.rows();
     }
 
-    /// Gives the node's pods and their namespaces allowances, where there are limits. Who has a row
-    /// keeps it.
+    /// Gives the node's pods allowances, and their namespaces where those have limits. Who has a
+    /// row keeps it.
     fn place_quotas(&mut self, objects: &Objects, node: &str, present: &AgentTables) {
         let Quotas { flows_per_pod, flows_per_namespace } = objects.cluster().quotas;
-        if flows_per_pod.is_none() && flows_per_namespace.is_none() {
-            return;
-        }
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
         enum Owner<'a> {
             Pod(Address),
@@ -525,13 +519,13 @@ impl AgentTables {
             let Some(quota) = present.quotas.get(address) else { continue };
             let rows =
                 [(Owner::Pod(*address), quota.pod), (Owner::Namespace(namespace), quota.namespace)];
-            old.extend(rows.into_iter().filter(|(_, row)| *row != 0));
+            old.extend(rows.into_iter().filter(|(_, row)| (1..INBOUND_ALLOWANCE).contains(row)));
         }
         let wanted = pods.iter().flat_map(|(address, namespace)| {
-            let pod = flows_per_pod.map(|_| Owner::Pod(*address));
-            pod.into_iter().chain(flows_per_namespace.map(|_| Owner::Namespace(namespace)))
+            let namespace = flows_per_namespace.map(|_| Owner::Namespace(namespace));
+            [Owner::Pod(*address)].into_iter().chain(namespace)
         });
-        let rows = places(&old, wanted, 1, ALLOWANCES_ROWS);
+        let rows = places(&old, wanted, 1, INBOUND_ALLOWANCE);
         for (address, namespace) in &pods {
             let row = |owner| rows.get(&owner).copied().unwrap_or(0);
             let quota = Quota {
@@ -545,7 +539,7 @@ impl AgentTables {
                 Owner::Pod(_) => flows_per_pod,
                 Owner::Namespace(_) => flows_per_namespace,
             };
-            self.allowances.insert(*row, limit.map_or(0, NonZeroU32::get));
+            self.allowances.insert(*row, limit.map_or(Allowance::DEFAULT, NonZeroU32::get));
         }
     }
 
