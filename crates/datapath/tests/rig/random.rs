@@ -227,7 +227,12 @@ impl Traffic {
 
     /// How a wrapped packet is signed.
     fn tag(&mut self) -> &'static str {
-        ["tag 0", "tag 1", "tag 0", "tos 3 tag 1", ""][self.dice.random_range(0..5)]
+        match self.dice.random_range(0..16) {
+            0 => "",
+            1 => "tos 3 tag 1",
+            2..8 => "tag 1",
+            _ => "tag 0",
+        }
     }
 
     /// A packet that goes against one that left, or an error about it.
