@@ -227,10 +227,10 @@ impl Traffic {
 
     /// How a wrapped packet is signed.
     fn tag(&mut self) -> &'static str {
-        match self.dice.random_range(0..16) {
+        match self.dice.random_range(0..40) {
             0 => "",
             1 => "tos 3 tag 1",
-            2..8 => "tag 1",
+            2..12 => "tag 1",
             _ => "tag 0",
         }
     }
@@ -390,7 +390,7 @@ endpoint 3 10.244.1.6:5353
 mux address=10.0.0.2 mtu=1600 mac=02:00:00:00:00:02 gateway=02:00:00:00:00:01 \
 flag=tag flag=check-tags
 internal 10.244.0.0/16
-internal 192.0.2.53/32
+internal 192.0.2.55/32
 vip 203.0.113.1 3
 vip 203.0.113.2 1023 whole=2
 owner 203.0.113.1 64000-64007 1

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use datapath::limits::SEGMENTS_MAX;
 
 use super::annotations::Refusal;
+use super::backends;
 use super::config::ProviderConfig;
 use super::names::Family;
 use super::public_ips;
@@ -342,9 +343,7 @@ fn check_ports(
 fn nodes_at_most(pools: &[NodePool], nodes: &[Node]) -> Result<u64, Refusal> {
     let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
     for node in nodes {
-        let labels = &node.metadata.labels;
-        let pool = labels.get("kubernetes.azure.com/agentpool").or_else(|| labels.get("agentpool"));
-        *counted.entry(pool.map_or("", String::as_str)).or_default() += 1;
+        *counted.entry(backends::pool(node).unwrap_or_default()).or_default() += 1;
     }
     let mut total: u64 = 0;
     for pool in pools {

@@ -237,8 +237,10 @@ impl Planner {
         let places = self.places_in_state();
         let Admission { mut wanted, leaving } =
             admission::admit(input.services, input.unreadable, &places);
+        let others = wanted.iter().map(|wanted| &wanted.service).chain(&leaving);
+        let mut claimed: BTreeSet<String> = others.map(admission::prefix).collect();
         for refused in wanted.iter_mut().filter(|wanted| wanted.refused.is_some()) {
-            self.identify(refused, &places);
+            self.identify(refused, &places, input.told.get(&refused.key), &mut claimed);
         }
         for Wanted { key, service, .. } in &wanted {
             let owner = Owner { key: key.clone(), frontends: None };
@@ -278,16 +280,39 @@ impl Planner {
     }
 
     /// Whoever is refused keeps what it has, also if its author does not know its uid: the state
-    /// knows the digits that names begin with.
-    fn identify(&self, refused: &mut Wanted, places: &BTreeMap<String, usize>) {
-        let key = refused.key.to_lowercase();
-        let uid = &mut refused.service.metadata.uid;
-        if uid.is_none() {
-            let mut prefixes = places.keys();
-            let prefix = prefixes.find(|prefix| self.owner_of(prefix).as_ref() == Some(&key));
-            *uid = prefix.and_then(|prefix| prefix.get(1..)).map(str::to_owned);
+    /// knows the digits that names begin with, by the name that a public IP bears or the address
+    /// that the Service was told. `claimed` are those that somebody has.
+    fn identify(
+        &self,
+        refused: &mut Wanted,
+        places: &BTreeMap<String, usize>,
+        told: Option<&ServicePlan>,
+        claimed: &mut BTreeSet<String>,
+    ) {
+        let service = &mut refused.service;
+        let has_own_uid = defaults::has_own_uid(service);
+        defaults::give_uid(service);
+        if has_own_uid || places.contains_key(&admission::prefix(service)) {
+            return;
         }
-        defaults::give_uid(&mut refused.service);
+        let key = refused.key.to_lowercase();
+        let by_name = places.keys().find(|prefix| self.owner_of(prefix).as_ref() == Some(&key));
+        let told = told.map_or(&[][..], |told| &told.status.ingress);
+        let addresses: Vec<IpAddr> =
+            told.iter().filter_map(|entry| entry.ip.as_ref()?.parse().ok()).collect();
+        let by_address = || {
+            let has = |prefix: &str| {
+                let found = self.addresses_of(prefix, &mut BTreeSet::new());
+                found.iter().any(|address| addresses.contains(address))
+            };
+            places.keys().find(|prefix| {
+                !claimed.contains(*prefix) && self.owner_of(prefix).is_none() && has(prefix)
+            })
+        };
+        if let Some(prefix) = by_name.or_else(by_address) {
+            service.metadata.uid = prefix.get(1..).map(str::to_owned);
+            claimed.insert(prefix.clone());
+        }
     }
 
     /// A Service may wait for what another one was still to make: asks again as long as that
@@ -650,7 +675,7 @@ fn status(addresses: &[IpAddr]) -> LoadBalancerStatus {
 
 /// The pool of public addresses; a bad one is refused and the others are used.
 fn read_pools(input: &PlanInput, step: &mut Plan) -> Pool {
-    if input.pools.is_empty() {
+    if input.pools.is_empty() && !input.has_unreadable_pool {
         return Pool::read(DEFAULT_POOLS).unwrap_or_default();
     }
     let occupied = Occupied::of(input.cluster.as_ref().map(|cluster| &cluster.spec), &input.nodes);
