@@ -167,7 +167,8 @@ fn check_one(document: &Document) -> Result<Vec<String>> {
         | Kind::NetworkSecurityGroup
         | Kind::NodeNetwork
         | Kind::MuxNetwork
-        | Kind::PortInventory => bail!("{kind} objects follow from others and are not written"),
+        | Kind::PortInventory
+        | Kind::WrapKeys => bail!("{kind} objects follow from others and are not written"),
         Kind::Pod | Kind::EndpointSlice => {
             bail!("the lab makes its {kind} objects itself: see --pods-per-node");
         }

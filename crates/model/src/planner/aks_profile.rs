@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use datapath::limits::SEGMENTS_MAX;
+
 use super::annotations::Refusal;
 use super::backends;
 use super::config::ProviderConfig;
@@ -171,12 +173,14 @@ fn check_profile(
     }
     check_numbers(profile)?;
     if let Some(counts) = &profile.managed_outbound_ips {
+        // A node draws ports of no more addresses.
+        let most = SEGMENTS_MAX as i64;
         for (field, count, min) in [("count", counts.count, 1), ("countIPv6", counts.count_ipv6, 0)]
         {
-            if let Some(count) = count.filter(|count| !(min..=100).contains(count)) {
+            if let Some(count) = count.filter(|count| !(min..=most).contains(count)) {
                 return Err(Refusal(format!(
                     "InvalidLoadBalancerProfileManagedOutboundIPCount: managedOutboundIPs.{field} \
-                     {count}: must be {min} to 100"
+                     {count}: must be {min} to {most}: a node leaves by at most {most} addresses"
                 )));
             }
         }
@@ -306,6 +310,12 @@ fn check_ports(
                 addresses = addresses.saturating_add(1u64.checked_shl(bits).unwrap_or(u64::MAX));
             }
         }
+    }
+    if addresses > SEGMENTS_MAX as u64 {
+        return Err(Refusal(format!(
+            "TooManyOutboundIPs: {addresses} outbound addresses: a node leaves by at most \
+             {SEGMENTS_MAX}: name fewer in outboundIPs and outboundIPPrefixes"
+        )));
     }
     let ports = u64::try_from(profile.allocated_outbound_ports.unwrap_or(0)).unwrap_or(0);
     let nodes = nodes_at_most(&cluster.spec.node_pools, nodes)?;

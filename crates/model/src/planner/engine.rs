@@ -21,6 +21,7 @@ use super::state::State;
 use super::{ClusterPlan, FINALIZER, Plan, PlanInput, ServicePlan};
 use crate::cluster::PublicIPPool;
 use crate::kubernetes::{LoadBalancerIngress, LoadBalancerStatus, Node, Service};
+use crate::pools::Occupied;
 use crate::resources::Resources;
 
 /// Makes a plan: one whole step.
@@ -382,7 +383,7 @@ impl Planner {
         gone.extend(had.map(|(key, _)| key.clone()));
         gone.retain(|key| !keys.contains(&key.to_lowercase()));
         // Which of them had a frontend that somebody else keeps is told where its name is known.
-        let mut warnings: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut warnings: BTreeMap<String, Vec<removal::Kept>> = BTreeMap::new();
         let of_leaving: BTreeSet<String> = leaving.iter().map(admission::prefix).collect();
         for prefix in places.keys() {
             if self.owners.contains_key(prefix) || of_leaving.contains(prefix) {
@@ -405,7 +406,13 @@ impl Planner {
             let none = Claims::new();
             let owners = &self.owners;
             removal::remove(&mut self.state, &self.config, "", Some(&key), &none, owners);
-            let events = warnings.remove(&key.to_lowercase()).unwrap_or_default();
+            // Who kept it may be gone by now too.
+            let mut kept = warnings.remove(&key.to_lowercase()).unwrap_or_default();
+            kept.retain(|kept| {
+                let mut balancers = self.state.balancers.values();
+                balancers.any(|one| one.frontends.iter().any(|found| found.id == kept.id))
+            });
+            let events = kept.iter().map(removal::Kept::warning).collect();
             step.services.insert(key, deleted(events));
         }
     }
@@ -456,6 +463,9 @@ impl Planner {
             &known.claims,
             &self.owners,
         )
+        .iter()
+        .map(removal::Kept::warning)
+        .collect()
     }
 
     /// Looks at one Service and edits what has to be edited.
@@ -668,6 +678,7 @@ fn read_pools(input: &PlanInput, step: &mut Plan) -> Pool {
     if input.pools.is_empty() && !input.has_unreadable_pool {
         return Pool::read(DEFAULT_POOLS).unwrap_or_default();
     }
+    let occupied = Occupied::of(input.cluster.as_ref().map(|cluster| &cluster.spec), &input.nodes);
     let mut sorted: Vec<&PublicIPPool> = input.pools.iter().collect();
     sorted.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     let mut prefixes = Vec::new();
@@ -679,8 +690,9 @@ fn read_pools(input: &PlanInput, step: &mut Plan) -> Pool {
                 "PublicIPPool {name}: spec.prefixes is empty: list CIDRs or addresses"
             ));
         }
-        match Pool::read(own.iter().copied()) {
-            Ok(_) => prefixes.extend(own),
+        let readable = Pool::read(own.iter().copied());
+        match readable.and_then(|_| occupied.conflict(pool).map_or(Ok(()), Err)) {
+            Ok(()) => prefixes.extend(own),
             Err(why) => step.refused.push(format!("PublicIPPool {name}: spec.prefixes: {why}")),
         }
     }
