@@ -294,7 +294,7 @@ fn a_refused_object_ends_apply_with_1_and_is_one_event_and_a_missing_command_end
     done(&lab.apply(&cluster(2)));
     let missing = lab.exec("node1", &["no-such-command"]);
     assert_eq!(missing.status.code(), Some(127), "{missing:?}");
-    let unrunnable = lab.exec("node1", &["/etc/hostname"]);
+    let unrunnable = lab.exec("node1", &["/etc"]);
     assert_eq!(unrunnable.status.code(), Some(126), "{unrunnable:?}");
     assert_eq!(lab.exec("node1", &["false"]).status.code(), Some(1));
 }
