@@ -163,7 +163,7 @@ fn mistakes_are_told_in_one_line_and_change_nothing() {
         (lab.lab(&["kill", "mux9"]), "did you mean mux"),
         (lab.lab(&["redeploy", "mux1"]), "nodes can"),
         (lab.lab(&["get", "loadbalancer5"]), "did you mean loadbalancers?"),
-        (lab.apply("kind: ["), "is not YAML"),
+        (lab.apply("kind: ["), "not YAML"),
         (lab.apply(&service("web", "  ports: [{port: 80, protocol: TPC}]\n")), "TCP, UDP or SCTP"),
         (lab.delete(&service("web", "")), "does not exist"),
         (deguchi(&["explain", "--name", lab.name(), "pod1-11"]), "did you mean pod1-1?"),
