@@ -80,7 +80,10 @@ impl Traffic {
             }
             6..8 => {
                 let other = self.other();
-                (Hook::Ingress, format!("gue 10.0.0.2 > 10.0.0.11 {other} {}", self.inbound()))
+                // What was congested on the way to the node.
+                let tos = if self.dice.random_ratio(1, 20) { "tos 3" } else { "" };
+                let inner = self.inbound();
+                (Hook::Ingress, format!("gue 10.0.0.2 > 10.0.0.11 {tos} {other} {inner}"))
             }
             8 => {
                 let inner = match self.dice.random_range(0..10) {
