@@ -15,6 +15,7 @@ pub mod decide;
 mod draining;
 mod event;
 pub mod explain;
+mod kind;
 pub mod kubernetes;
 pub mod lease;
 pub mod maglev;

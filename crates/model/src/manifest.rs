@@ -14,8 +14,8 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::cluster::{ClusterNetwork, PublicIPAddress, PublicIPPool};
+use crate::kind::Kind;
 use crate::kubernetes::{Node, Service};
-use crate::objects::Kind;
 
 pub use fields::{Misunderstood, Understood, reread, understand};
 
