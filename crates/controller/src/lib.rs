@@ -10,6 +10,7 @@ use std::time::Duration;
 use model::lease::Millis;
 use model::objects::{Object, ObjectKey, Objects};
 use model::reconcile::{Event, Write, reconcile};
+use model::tags::tag_writes;
 
 /// How long a quiet store is left alone: rests end and muxes fall silent without a change in it.
 pub const WAIT_MAX: Duration = Duration::from_secs(1);
@@ -61,12 +62,19 @@ pub trait Store {
 
 /// One turn of the wheel: how much was written. Writes are in an order in which they may stop
 /// anywhere, so the first refusal ends the turn and the next one starts from what is then there.
+/// `seed` is for draws that may be foreseen, `secret` for those that nobody may.
 ///
 /// # Errors
 /// What the store refused.
-pub fn step<S: Store>(store: &mut S, now: Millis, seed: u64) -> Result<usize, S::Error> {
+pub fn step<S: Store>(
+    store: &mut S,
+    now: Millis,
+    seed: u64,
+    secret: [u8; 32],
+) -> Result<usize, S::Error> {
     let objects = store.list()?;
-    let writes = reconcile(&objects, now, seed);
+    let mut writes = reconcile(&objects, now, seed);
+    writes.extend(tag_writes(&objects, now, secret));
     for write in &writes {
         match write {
             Write::Put(object) => store.put(object)?,
@@ -83,12 +91,13 @@ pub fn step<S: Store>(store: &mut S, now: Millis, seed: u64) -> Result<usize, S:
 pub fn run<S: Store>(
     store: &mut S,
     seed: u64,
+    secret: impl Fn() -> [u8; 32],
     clock: impl Fn() -> Millis,
     stop: impl Fn() -> bool,
     mut report: impl FnMut(&S::Error),
 ) {
     while !stop() {
-        let turn = match step(store, clock(), seed) {
+        let turn = match step(store, clock(), seed, secret()) {
             // What was written may be what the next decision waits for.
             Ok(written) if written > 0 => Ok(()),
             Ok(_) => store.wait(WAIT_MAX),

@@ -9,6 +9,8 @@ use serde_json::json;
 use crate::memory::{Memory, Refused};
 use crate::{run, step};
 
+const SECRET: [u8; 32] = [9; 32];
+
 fn basic_cluster(nodes: usize) -> Memory {
     let mut store = Memory::default();
     let mut add = |document| store.objects.insert(Object::from_json(document).unwrap());
@@ -37,11 +39,11 @@ fn basic_cluster(nodes: usize) -> Memory {
 #[test]
 fn a_store_that_nothing_happens_in_is_written_once() {
     let mut store = basic_cluster(3);
-    assert!(step(&mut store, Millis(1000), 7).unwrap() > 0);
+    assert!(step(&mut store, Millis(1000), 7, SECRET).unwrap() > 0);
     let after_first = store.objects.clone();
-    while step(&mut store, Millis(1000), 7).unwrap() > 0 {}
+    while step(&mut store, Millis(1000), 7, SECRET).unwrap() > 0 {}
     let written = store.writes;
-    assert_eq!(step(&mut store, Millis(2000), 8), Ok(0));
+    assert_eq!(step(&mut store, Millis(2000), 8, SECRET), Ok(0));
     assert_eq!(store.writes, written);
     assert_eq!(store.objects.node_networks.keys().count(), 3);
     assert_eq!(after_first.node_networks.keys().count(), 3);
@@ -50,17 +52,17 @@ fn a_store_that_nothing_happens_in_is_written_once() {
 #[test]
 fn a_turn_that_was_cut_short_anywhere_is_finished_by_later_ones() {
     let mut whole = basic_cluster(3);
-    while step(&mut whole, Millis(1000), 7).unwrap() > 0 {}
+    while step(&mut whole, Millis(1000), 7, SECRET).unwrap() > 0 {}
     for writes in 0..whole.writes {
         let mut store = basic_cluster(3);
         store.writes_left = Some(writes);
         while store.writes_left.is_some_and(|left| left > 0) {
-            if step(&mut store, Millis(1000), 7).is_err() {
+            if step(&mut store, Millis(1000), 7, SECRET).is_err() {
                 break;
             }
         }
         store.writes_left = None;
-        while step(&mut store, Millis(1000), 7).unwrap() > 0 {}
+        while step(&mut store, Millis(1000), 7, SECRET).unwrap() > 0 {}
         let held = |store: &Memory| -> Vec<Vec<_>> {
             let networks = store.objects.node_networks.values();
             networks
@@ -81,7 +83,14 @@ fn a_refusal_is_reported_and_the_wheel_goes_on() {
         turns.set(turns.get() + 1);
         turns.get() > 2
     };
-    run(&mut store, 7, || Millis(1000), stop, |error: &Refused| reports.push(error.to_string()));
+    run(
+        &mut store,
+        7,
+        || SECRET,
+        || Millis(1000),
+        stop,
+        |error: &Refused| reports.push(error.to_string()),
+    );
     assert_eq!(reports.len(), 2, "{reports:?}");
     assert!(reports[0].contains("refused on purpose"), "{reports:?}");
     assert_eq!(store.waits, 0);
@@ -95,6 +104,6 @@ fn the_wheel_waits_when_there_is_nothing_to_write() {
         turns.set(turns.get() + 1);
         turns.get() > 5
     };
-    run(&mut store, 7, || Millis(1000), stop, |error| panic!("{error}"));
+    run(&mut store, 7, || SECRET, || Millis(1000), stop, |error| panic!("{error}"));
     assert!(store.waits >= 2, "waited {} times", store.waits);
 }

@@ -102,6 +102,10 @@ pub trait AgentTables<F: Family>: positions::Bits {
     fn frontend(&self, index: u16) -> Option<F::Address>;
     /// Whether an address is a VIP of the cluster.
     fn is_vip(&self, address: &F::Address) -> bool;
+    /// Whether an address is a pod, a node or a mux.
+    fn is_internal(&self, address: &F::Address) -> bool;
+    /// Whether a restricted Service port allows the source.
+    fn allows(&self, service: &RuleKey<F::Address>, source: &F::Address) -> bool;
     /// Whether an address is a mux.
     fn is_mux(&self, address: &F::Address) -> bool;
     /// The node's part of a Service port.

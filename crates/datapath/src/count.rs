@@ -53,7 +53,7 @@ counters! {
         Answer = "answer",
         /// Of no flow, while the programs are being uninstalled.
         Leaving = "leaving",
-        /// On a node: a frame that arrived and is addressed to all, or to another machine.
+        /// A frame that arrived and is addressed to many, or on a node to another machine.
         NotAddressed = "not_addressed",
     }
 }
@@ -93,11 +93,11 @@ counters! {
         NotHeld = "not_held",
         /// A Service port without a ready pod on this node.
         NoEndpoint = "no_endpoint",
-        /// On a mux: a frame for another machine.
+        /// On a mux: a frame with a packet for a VIP, addressed to another machine.
         OtherMac = "other_mac",
         /// On a mux: the VIP has no such listener and the port is leased to nobody.
         NoRule = "no_rule",
-        /// On a mux: the source is not among those that the rule allows.
+        /// The source is not among those that the rule allows.
         SourceNotAllowed = "source_not_allowed",
         /// On a mux: the rule has no backend.
         NoBackend = "no_backend",
@@ -121,6 +121,10 @@ counters! {
         ClientPortInUse = "client_port_in_use",
         /// Met congestion while it was wrapped, and its ends do not know that mark.
         Congested = "congested",
+        /// A wrapped packet whose tag shows that no mux of this cluster has sent it.
+        WrongTag = "wrong_tag",
+        /// From the outside, with a pod, a node or a mux as source.
+        InternalSource = "internal_source",
     }
 }
 

@@ -14,10 +14,10 @@
 //! ```
 
 use crate::{
-    Ipv4, checksum,
-    packet::{ETHERNET, Packet, View, ecn},
+    Ipv4, V4, checksum, hash,
+    packet::{ETHERNET, Headers, Packet, View, ecn},
     protocol,
-    tables::MuxSettings,
+    tables::{MuxSettings, TagKeys},
 };
 
 /// Bytes that wrapping adds.
@@ -56,6 +56,8 @@ pub struct Outer<'a> {
     pub hash: u16,
     /// A second node to try, if the first one does not know the flow; all zeroes: none.
     pub other: Ipv4,
+    /// [`tag`], or zero where nobody asks for it.
+    pub tag: u64,
 }
 
 impl Outer<'_> {
@@ -91,6 +93,7 @@ impl Outer<'_> {
         b[38..40].copy_from_slice(&(total - 20).to_be_bytes());
         b[42..46].copy_from_slice(&FIRST_WORD);
         b[46..50].copy_from_slice(&self.other.wire());
+        b[50..58].copy_from_slice(&self.tag.to_le_bytes());
         b
     }
 }
@@ -127,11 +130,58 @@ pub fn is_congested<P: Packet + ?Sized>(packet: &P) -> bool {
 pub struct Private {
     /// A second node to try; all zeroes: none.
     pub other: Ipv4,
+    /// Shows that a mux of this cluster, or a node, has wrapped the packet: [`tag`].
+    pub tag: u64,
 }
 
 /// Reads the GUE header of a wrapped packet ([`sender`]); nothing where it is none of ours.
 #[inline(always)]
 pub fn private<P: Packet + ?Sized>(packet: &P) -> Option<Private> {
     let b = &packet.read::<SHIM>(ETHERNET + UNDERLAY)?;
-    (b.field(0) == FIRST_WORD).then(|| Private { other: b.address(4) })
+    let private = Private { other: b.address(4), tag: u64::from_le_bytes(b.field(8)) };
+    (b.field(0) == FIRST_WORD).then_some(private)
+}
+
+/// The tag of a packet with these inner headers, with the key in one of the two `slot`s. Its lowest
+/// bit is the slot, so that keys can change while packets are on their way.
+///
+/// It is over what both ends of every packet are sure to read, of later fragments too: source,
+/// destination, ports, identification and protocol. Who sees a packet on its way can send it again,
+/// with other contents as well, for as long as its key lives, but to no other flow. `other` is not
+/// covered: who sends a packet on to the second node takes it out.
+#[inline(always)]
+pub fn tag(keys: &TagKeys, slot: u64, headers: &Headers<V4>) -> u64 {
+    tag_of(keys, slot, covered(headers))
+}
+
+/// What a tag is over, as two words of which the last byte is free.
+#[inline(always)]
+fn covered(headers: &Headers<V4>) -> [u64; 2] {
+    let source = u32::from_le_bytes(headers.source.wire()) as u64;
+    let target = u32::from_le_bytes(headers.target.wire()) as u64;
+    let source_port = u16::from_le_bytes(headers.source_port.wire()) as u64;
+    let target_port = u16::from_le_bytes(headers.target_port.wire()) as u64;
+    let id = u16::from_le_bytes(headers.id) as u64;
+    let ports = source_port | target_port << 16;
+    [source | target << 32, ports | id << 32 | (headers.protocol as u64) << 48]
+}
+
+#[inline(always)]
+fn tag_of(keys: &TagKeys, slot: u64, words: [u64; 2]) -> u64 {
+    let slot = slot & 1;
+    hash::tag(keys[slot as usize], words) & !1 | slot
+}
+
+/// Whether the tag that came with a packet is the right one.
+#[inline(always)]
+pub fn is_authentic(keys: &TagKeys, private: &Private, headers: &Headers<V4>) -> bool {
+    let [first, second] = covered(headers);
+    is_tag(keys, private.tag, first, second)
+}
+
+// VERIFIER: a function of its own: what the hash needs of registers and stack is not the ingress
+// program's.
+#[inline(never)]
+fn is_tag(keys: &TagKeys, tag: u64, first: u64, second: u64) -> bool {
+    tag_of(keys, tag, [first, second]) == tag
 }

@@ -36,13 +36,29 @@ pub(crate) fn service<'a, T: AgentTables<V4>>(
     tables: &'a T,
     headers: &Headers<V4>,
 ) -> Option<&'a Service> {
-    let rule = RuleKey {
+    tables.service(&service_port(headers))
+}
+
+/// The Service port that a packet is for.
+#[inline(always)]
+fn service_port(headers: &Headers<V4>) -> RuleKey<Address> {
+    RuleKey {
         vip: headers.target,
         port: headers.target_port,
         protocol: headers.protocol,
         reserved: 0,
-    };
-    tables.service(&rule)
+    }
+}
+
+/// Whether a Service takes packets from this source.
+#[inline(always)]
+pub(crate) fn admits<T: AgentTables<V4>>(
+    tables: &T,
+    service: &Service,
+    headers: &Headers<V4>,
+) -> bool {
+    service.flags & rule_flag::RESTRICTED == 0
+        || tables.allows(&service_port(headers), &headers.source)
 }
 
 /// Whether a flow that is not confirmed goes on with this packet, by which it may be confirmed. If

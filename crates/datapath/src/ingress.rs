@@ -50,6 +50,11 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     }
     let Some(private) = gue::private(packet) else { return Err(Drop::Malformed) };
     let headers = packet::ipv4(packet, gue::OUTER)?;
+    if settings.flags & agent_flag::CHECK_TAGS != 0
+        && !gue::is_authentic(&settings.tag_keys, &private, &headers)
+    {
+        return Err(Drop::WrongTag);
+    }
     // What was marked on the way was so whether or not it was wrapped (RFC 6040, 4.2). Ends that do
     // not know the mark do know loss.
     let tos = match gue::is_congested(packet) {
@@ -177,6 +182,13 @@ fn inbound<T: AgentTables<V4>>(
     let service = inbound::service(tables, headers);
     if service.is_none() && !tables.is_vip(&headers.target) {
         return Err(Drop::NotHeld);
+    }
+    // The mux has asked both; it may have older orders. What has a flow was asked when it began.
+    if settings.internal.has(headers.source.wire()[0]) && tables.is_internal(&headers.source) {
+        return Err(Drop::InternalSource);
+    }
+    if service.is_some_and(|service| !inbound::admits(tables, service, headers)) {
+        return Err(Drop::SourceNotAllowed);
     }
     // Only a SYN opens a connection: late packets must not make entries that later swallow a
     // new connection's packets.

@@ -79,8 +79,10 @@ pub mod limits {
     /// Connections that a mux notes while nodes come and go; a later one takes an earlier one's
     /// row.
     pub const NOTES_ROWS: u32 = 65_536;
-    /// Allowed source prefixes on one mux, over all rules.
+    /// Allowed source prefixes on one mux or node, over all rules.
     pub const ALLOWED_SOURCES_MAX: u32 = 65_536;
+    /// Prefixes of pods, nodes and muxes, from which nothing comes in by a mux.
+    pub const INTERNAL_RANGES_MAX: u32 = 65_536;
     /// Entries of the flow table; a flow takes two.
     pub const FLOW_ENTRIES_DEFAULT: u32 = 2 * 262_144;
     /// Entries of the table of flows that came in and are not confirmed; a flow takes two, and the

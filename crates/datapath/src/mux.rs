@@ -17,7 +17,7 @@ use crate::{
     protocol,
     tables::{
         Fragment, FragmentKey, LeftoverKey, MuxSettings, NearVip, Node, Note, Owners, Rule,
-        RuleKey, Side, Ticks, Vip, owner, rule_flag,
+        RuleKey, Side, Ticks, Vip, mux_flag, owner, rule_flag,
     },
     verdict::{MuxVerdict, TOO_BIG},
 };
@@ -48,6 +48,8 @@ pub trait MuxTables {
     fn allows(&self, rule: u32, source: &Address) -> bool;
     /// Index of the node that has flows left on ports of a block with listeners.
     fn leftover(&self, key: &LeftoverKey<Address>) -> Option<&u32>;
+    /// Whether an address is a pod, a node or a mux.
+    fn is_internal(&self, address: &Address) -> bool;
     /// Whether an address is a mux.
     fn is_mux(&self, address: &Address) -> bool;
     /// The mux that keeps a part of all datagrams; all zeroes where there is none.
@@ -111,10 +113,21 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
     let target = start.address(ETHERNET + 16);
     let Some(vip) = vip(tables, target) else {
         return match gue::sender(&packet, settings.address, settings.gue_port) {
-            None => Ok(MuxVerdict::Pass(Pass::NotVip)),
-            Some(sender) => handed_over(packet, tables, settings, sender, now),
+            Some(sender) if is_for(&start, &settings.mac) => {
+                handed_over(packet, tables, settings, sender, now)
+            }
+            _ => Ok(MuxVerdict::Pass(Pass::NotVip)),
         };
     };
+    // XDP runs before the kernel's own filter; a flooding switch would make every mux answer.
+    if !is_for(&start, &settings.mac) {
+        let is_for_many = start.byte(0) & 1 != 0;
+        return if is_for_many {
+            Ok(MuxVerdict::Pass(Pass::NotAddressed))
+        } else {
+            Err(Drop::OtherMac)
+        };
+    }
     let mut headers = packet::internet(&start, ETHERNET, ETHERNET, packet.length())?;
     // Read before the look-ups; behind them the compiler would read it again.
     headers.target = target;
@@ -129,7 +142,8 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
             hop => hop?,
         };
         let Hop { event, hash, target } = hop;
-        let outer = to_gateway(settings, target, headers.total as u16, headers.tos, hash)?;
+        let tag = tag(settings, |slot| tag_at(packet, settings, ETHERNET, slot));
+        let outer = to_gateway(settings, target, headers.total as u16, headers.tos, hash, tag)?;
         return Ok(MuxVerdict::Wrap { outer, event });
     }
     packet::transport(&packet, &mut headers)?;
@@ -139,8 +153,9 @@ fn decide<'a, P: Packet + Copy, T: MuxTables>(
         return too_big(&packet, settings, &headers, is_error);
     }
     let target = node(tables, way.node)?.address;
-    let mut outer =
-        to_gateway(settings, target, headers.total as u16, headers.tos, way.hash as u16)?;
+    let tag = tag(settings, |slot| gue::tag(&settings.tag_keys, slot, &headers));
+    let (total, tos) = (headers.total as u16, headers.tos);
+    let mut outer = to_gateway(settings, target, total, tos, way.hash as u16, tag)?;
     if way.other != owner::NONE {
         // One that is gone has no flows.
         outer.other = node(tables, way.other).map_or(outer.other, |other| other.address);
@@ -158,7 +173,7 @@ fn too_short<P: Packet, T: MuxTables>(packet: &P, tables: &T) -> Result<MuxVerdi
     }
 }
 
-/// The settings, where the frame with this Ethernet header is for this machine; else what becomes
+/// The settings, where the frame with this Ethernet header is one to look into; else what becomes
 /// of it.
 #[inline(always)]
 fn configured<'a, E: View, T: MuxTables>(
@@ -168,17 +183,31 @@ fn configured<'a, E: View, T: MuxTables>(
     if ethernet.number(12) != ETHERNET_IPV4 {
         return Err(MuxVerdict::Pass(Pass::NotIp));
     }
-    let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {
-        return Err(MuxVerdict::Pass(Pass::NotConfigured));
-    };
-    // XDP runs before the kernel's own filter; a flooding switch would make every mux answer.
-    let mac = &settings.mac;
-    if ethernet.field::<4>(0) != packet::field::<4>(mac, 0)
-        || ethernet.field::<2>(4) != packet::field::<2>(mac, 4)
-    {
-        return Err(MuxVerdict::Drop(Drop::OtherMac));
+    let configured = tables.settings().filter(|settings| settings.gue_port != 0);
+    configured.ok_or(MuxVerdict::Pass(Pass::NotConfigured))
+}
+
+/// Whether a frame is addressed to the interface with this link-layer address, and to no other.
+#[inline(always)]
+fn is_for<E: View>(ethernet: &E, mac: &[u8; 6]) -> bool {
+    ethernet.field::<4>(0) == packet::field::<4>(mac, 0)
+        && ethernet.field::<2>(4) == packet::field::<2>(mac, 4)
+}
+
+/// The tag to send, which is made with the key in a slot; zero where there is to be none.
+#[inline(always)]
+fn tag(settings: &MuxSettings<Address>, made: impl FnOnce(u64) -> u64) -> u64 {
+    if settings.flags & mux_flag::TAG == 0 {
+        return 0;
     }
-    Ok(settings)
+    made((settings.flags & mux_flag::SECOND_KEY != 0) as u64)
+}
+
+/// The tag of the fragment whose IP header is at `ip`; zero where it is malformed.
+// VERIFIER: a function of its own, as `cut` is: it reads the ports anew.
+#[inline(never)]
+fn tag_at<P: Packet>(packet: P, settings: &MuxSettings<Address>, ip: usize, slot: u64) -> u64 {
+    packet::ipv4(&packet, ip).map_or(0, |headers| gue::tag(&settings.tag_keys, slot, &headers))
 }
 
 /// The VIP with this address.
@@ -200,13 +229,17 @@ fn handed_over<'a, P: Packet + Copy, T: MuxTables>(
     if sender == settings.address || !tables.is_mux(&sender) {
         return Err(Drop::NotMux);
     }
-    if gue::private(&packet).is_none() {
-        return Err(Drop::Malformed);
+    let Some(private) = gue::private(&packet) else { return Err(Drop::Malformed) };
+    if settings.flags & mux_flag::CHECK_TAGS != 0
+        && tag_at(packet, settings, gue::OUTER, private.tag) != private.tag
+    {
+        return Err(Drop::WrongTag);
     }
     let Hop { event, hash, target } = cut(packet, tables, settings, gue::OUTER, now)?;
     let Some(b) = packet.read::<4>(gue::OUTER) else { return Err(Drop::Malformed) };
     let total = u16::from_be_bytes([b[2], b[3]]);
-    let outer = to_gateway(settings, target, total, b[1], hash)?;
+    let tag = tag(settings, |slot| tag_at(packet, settings, gue::OUTER, slot));
+    let outer = to_gateway(settings, target, total, b[1], hash, tag)?;
     Ok(MuxVerdict::Rewrap { outer, event })
 }
 
@@ -351,6 +384,7 @@ fn to_gateway(
     inner: u16,
     tos: u8,
     hash: u16,
+    tag: u64,
 ) -> Result<gue::Outer<'_>, Drop> {
     // The last bytes first: they alone tell nearly always.
     if packet::field::<4>(&settings.gateway_mac, 2) == [0; 4]
@@ -358,7 +392,7 @@ fn to_gateway(
     {
         return Err(Drop::NoGateway);
     }
-    Ok(gue::Outer { settings, target, inner, tos, hash, other: Address::default() })
+    Ok(gue::Outer { settings, target, inner, tos, hash, other: Address::default(), tag })
 }
 
 /// Whether the way to the nodes carries a packet of `total` bytes once it is wrapped.
@@ -445,6 +479,10 @@ fn by_rule<T: MuxTables>(
     let Some(rule) = tables.rule(&key).filter(|_| !is_echo) else {
         return left(tables, settings, headers);
     };
+    // A pod reaches a VIP by a VIP of its own.
+    if settings.internal.has(headers.source.wire()[0]) && tables.is_internal(&headers.source) {
+        return Err(Drop::InternalSource);
+    }
     if rule.flags & rule_flag::RESTRICTED != 0 && !tables.allows(rule.id, &headers.source) {
         return Err(Drop::SourceNotAllowed);
     }

@@ -290,6 +290,38 @@ pub struct AgentSettings<A> {
     pub epoch: u32,
     /// The load balancer's, then the NAT gateway's.
     pub timers: [Timers; 2],
+    /// Keys of the tags of wrapped packets.
+    pub tag_keys: TagKeys,
+    /// Where sources that cannot come from outside may be.
+    pub internal: FirstBytes,
+    /// Which order about tags these keys and flags are from.
+    pub tag_epoch: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Two keys: one is in use, and the other was or will be.
+pub type TagKeys = [[u64; 2]; 2];
+
+/// First bytes of addresses, as a set: most addresses need no look-up by prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FirstBytes(pub [u64; 4]);
+
+impl FirstBytes {
+    /// Whether addresses with this first byte are in the set.
+    #[inline(always)]
+    pub fn has(&self, first: u8) -> bool {
+        self.0[(first >> 6) as usize] >> (first & 63) & 1 != 0
+    }
+
+    /// Takes all addresses into the set that begin like the last ones of a prefix of this length.
+    pub fn add(&mut self, first: u8, prefix: u8) {
+        let others = 0xff_u8.checked_shr(prefix.into()).unwrap_or(0);
+        for byte in first & !others..=first | others {
+            self.0[(byte >> 6) as usize] |= 1 << (byte & 63);
+        }
+    }
 }
 
 impl<A> AgentSettings<A> {
@@ -315,6 +347,8 @@ pub mod agent_flag {
     pub const SHORT: u32 = 1 << 5;
     /// No flow is opened: packets that are of none pass as if these programs were not there.
     pub const LEAVING: u32 = 1 << 4;
+    /// Wrapped packets must bear the right tag.
+    pub const CHECK_TAGS: u32 = 1 << 5;
 }
 
 /// Whose allowances a flow of one source uses; 0 is nobody's.
@@ -450,6 +484,24 @@ pub struct MuxSettings<A> {
     pub epoch: u32,
     /// Secret of the flow hash. All muxes of a cluster share it.
     pub seed: u64,
+    /// Keys of the tags of wrapped packets.
+    pub tag_keys: TagKeys,
+    /// Where sources that cannot come from outside may be.
+    pub internal: FirstBytes,
+    /// [`mux_flag`].
+    pub flags: u32,
+    /// Which order about tags these keys and flags are from.
+    pub tag_epoch: u32,
+}
+
+/// Bits of [`MuxSettings::flags`].
+pub mod mux_flag {
+    /// Packets get a tag.
+    pub const TAG: u32 = 1 << 0;
+    /// It is made with the second key, else with the first.
+    pub const SECOND_KEY: u32 = 1 << 1;
+    /// What other muxes hand over must bear the right tag.
+    pub const CHECK_TAGS: u32 = 1 << 2;
 }
 
 /// Who owns four blocks (32 ports) of a VIP: entry `i` is block `4 * row + i`. See [`owner`].
@@ -550,6 +602,17 @@ pub struct AllowedSource<A> {
     pub source: A,
 }
 
+/// Data part of a key of a node's `allowed_sources` trie: the Service port, then the address. The
+/// prefix length counts both: 64 + the length of the source prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct AllowedClient<A> {
+    /// The Service port.
+    pub service: RuleKey<A>,
+    /// Source address.
+    pub source: A,
+}
+
 /// A VIP on a mux or node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -601,6 +664,7 @@ impl<A> Row for LeftoverKey<A> {}
 impl Row for Rule {}
 impl Row for Note {}
 impl<A> Row for AllowedSource<A> {}
+impl<A> Row for AllowedClient<A> {}
 impl Row for Vip {}
 impl<A> Row for NearVip<A> {}
 

@@ -11,7 +11,6 @@ use rig::{case, host::Host, names, tables::Tables};
 const OUT_OF_REACH: &[(&str, &str)] = &[
     ("write_failed", "only a kernel that has no memory left refuses a write"),
     ("client_port_in_use", "it takes all ports of a client; shown in tests/inbound.rs"),
-    ("not_addressed", "the hook itself sees whom a frame is for; shown in lab/tests/kernel.rs"),
 ];
 
 #[test]

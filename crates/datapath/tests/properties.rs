@@ -16,7 +16,10 @@ use datapath::{
     packet::{self, Packet},
     positions::{self, Bits, Found, Positions, Run, WORDS},
     protocol::{ICMP, TCP, UDP},
-    tables::{AgentSettings, Flow, FlowKey, MuxSettings, NearVip, Side, Ticks, Timers, Vip, mark},
+    tables::{
+        AgentSettings, FirstBytes, Flow, FlowKey, MuxSettings, NearVip, Side, Ticks, Timers, Vip,
+        mark,
+    },
 };
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use proptest::{collection::vec, prelude::*, test_runner::FileFailurePersistence};
@@ -131,6 +134,10 @@ const SETTINGS: AgentSettings<Ipv4> = AgentSettings {
     flags: 0,
     epoch: 1,
     timers: [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY],
+    tag_keys: [[0; 2]; 2],
+    internal: FirstBytes([0; 4]),
+    tag_epoch: 0,
+    reserved: 0,
 };
 
 fn half(marks: u16, idle: u32, seen: u32, generation: u32) -> Flow<Ipv4> {
@@ -378,7 +385,7 @@ proptest! {
         gue_port in 1u16..,
         (mac, gateway_mac) in any::<([u8; 6], [u8; 6])>(),
         (tos, hash) in any::<(u8, u16)>(),
-        (other, data) in (address(), 0usize..1400),
+        (other, data, tag) in (address(), 0usize..1400, any::<u64>()),
     ) {
         let settings = MuxSettings {
             address, gue_port, mac, gateway_mac, mtu: 1600, ..MuxSettings::default()
@@ -386,7 +393,8 @@ proptest! {
         let words = format!("ip 192.0.2.1 > 203.0.113.1 udp 53 > 64000 data {data}");
         let inner = frame::build(&words).unwrap().split_off(14);
         let length = inner.len() as u16;
-        let outer = Outer { settings: &settings, target: node, inner: length, tos, hash, other };
+        let settings = &settings;
+        let outer = Outer { settings, target: node, inner: length, tos, hash, other, tag };
         let wrapped = [&outer.headers()[..], &inner[..]].concat();
         let tuple = second::check(&wrapped).map_err(TestCaseError::fail)?;
         prop_assert_eq!((tuple.source, tuple.target), (address, node));
@@ -398,9 +406,10 @@ proptest! {
         prop_assert!(ip.header().dont_fragment());
         let Some(TransportSlice::Udp(udp)) = &sliced.transport else { panic!("not UDP") };
         let (shim, rest) = udp.payload().split_at(16);
-        prop_assert_eq!(shim, &[&[3, 4, 0, 0], &other.wire()[..], &[0; 8]].concat()[..]);
+        let private = [&other.wire()[..], &tag.to_le_bytes()].concat();
+        prop_assert_eq!(shim, [&[3, 4, 0, 0], &private[..]].concat());
         prop_assert_eq!(rest, &inner[..]);
-        prop_assert_eq!(gue::private(&wrapped[..]), Some(gue::Private { other }));
+        prop_assert_eq!(gue::private(&wrapped[..]), Some(gue::Private { other, tag }));
         prop_assert_eq!(&wrapped[..12], &[gateway_mac, mac].concat()[..]);
     }
 

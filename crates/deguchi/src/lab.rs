@@ -268,10 +268,12 @@ fn finish(
     events_before: &[serde_json::Value],
 ) -> Result<ExitCode> {
     ready::in_force(lab)?;
+    let mut is_refused = false;
     for event in lab.store().events()? {
         let is_new = event["type"] == "Warning" && !events_before.contains(&event);
         let is_about = documents.iter().any(|document| document.is_object_of(&event));
         if let (true, Some(message)) = (is_new && is_about, event["message"].as_str()) {
+            is_refused |= event["reason"].as_str().is_some_and(|reason| REFUSED.contains(&reason));
             print::progress(&format!(
                 "{}: {message}",
                 event["object"]["name"].as_str().unwrap_or("")
@@ -282,8 +284,12 @@ fn finish(
     for (document, outcome) in documents.iter().zip(outcomes) {
         text.push_str(&format!("{} {}\n", document.name(), outcome.as_str()));
     }
-    print::text(&text)
+    print::text(&text)?;
+    Ok(if is_refused { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
+
+/// Reasons of events that say that an object is not in force.
+const REFUSED: [&str; 3] = ["Refused", "ClusterNetworkRefused", "SyncLoadBalancerFailed"];
 
 /// List objects: what the portal shows of the node resource group, and what kubectl shows.
 #[derive(clap::Args)]
@@ -511,7 +517,9 @@ fn exec(command: &Exec) -> Result<ExitCode> {
     life::require_root("lab exec")?;
     let lab = command.which.find()?;
     let host = lab.host(&command.host)?;
-    Err(lab::namespace::become_command(&lab.place.namespace(host), &command.command))
+    let not_run = lab::namespace::become_command(&lab.place.namespace(host), &command.command);
+    print::failure(&not_run.error);
+    Ok(ExitCode::from(not_run.status))
 }
 
 /// Play the nine cases of Azure's egress semantics with real packets, each from a clean start.

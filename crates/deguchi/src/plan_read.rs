@@ -12,6 +12,7 @@ use model::manifest::{self, Found, FoundKind, Misunderstood, Understood};
 use model::objects::Kind;
 use model::planner::{GivenConfig, PlanInput, ProviderConfig, defaults};
 use model::resources::Resources;
+use model::validation::Checked;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -42,12 +43,18 @@ pub fn read(
         read_state(path, &mut read)?;
     }
     let mut others = BTreeMap::new();
-    for (place, bytes) in contents(filenames)? {
-        let manifest = manifest::read(&bytes).map_err(|error| anyhow!("{place}: {error}"))?;
-        read.notes.extend(manifest.odd.iter().map(|note| format!("{place}: {note}")));
-        for found in manifest.objects {
-            take(found, &place, &mut read, &mut others);
-        }
+    let mut all = Vec::new();
+    for (file, bytes) in contents(filenames)? {
+        let manifest = manifest::read(&bytes).map_err(|error| anyhow!("{file}: {error}"))?;
+        read.notes.extend(manifest.odd.iter().map(|note| format!("{file}: {note}")));
+        all.extend(manifest.objects.into_iter().map(|found| {
+            let place = format!("{file} {}", found.place);
+            Found { place, ..found }
+        }));
+    }
+    let twice = twice(&all);
+    for found in all {
+        take(found, &twice, &mut read, &mut others);
     }
     if !others.is_empty() {
         let kinds: Vec<String> =
@@ -148,9 +155,30 @@ fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files.into_iter().collect())
 }
 
-/// Puts one object where it belongs.
-fn take(found: Found, file: &str, read: &mut Input, others: &mut BTreeMap<String, usize>) {
-    let place = format!("{file} {}", found.place);
+/// Which objects are there more than once, by kind and name. Of Services the planner knows it.
+fn twice(all: &[Found]) -> BTreeSet<(Kind, String)> {
+    let mut seen = BTreeSet::new();
+    let keys = all.iter().filter_map(|found| match found.kind {
+        FoundKind::Known(Kind::Service) | FoundKind::Shaped(Kind::Service) => None,
+        FoundKind::Known(kind) | FoundKind::Shaped(kind) => Some((kind, name(&found.value)?)),
+        _ => None,
+    });
+    keys.filter(|key| !seen.insert(key.clone())).collect()
+}
+
+fn name(value: &Value) -> Option<String> {
+    let name = value["metadata"]["name"].as_str();
+    name.filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+/// Puts one object where it belongs. `twice` says which are there more than once.
+fn take(
+    found: Found,
+    twice: &BTreeSet<(Kind, String)>,
+    read: &mut Input,
+    others: &mut BTreeMap<String, usize>,
+) {
+    let place = found.place;
     let value = &found.value;
     let (kind, has_kind) = match found.kind {
         FoundKind::Known(kind) => (kind, true),
@@ -168,25 +196,22 @@ fn take(found: Found, file: &str, read: &mut Input, others: &mut BTreeMap<String
             return;
         }
     };
+    let is_twice = name(value).is_some_and(|name| twice.contains(&(kind, name)));
     match kind {
         Kind::Service => take_service(value, has_kind, &place, read),
-        Kind::Node => {
-            if let Some(node) = understand::<Node>(kind, value, &place, read) {
-                read.input.nodes.push(node);
-            } else if let Some(name) = value["metadata"]["name"].as_str() {
-                read.input.unreadable_nodes.insert(name.to_owned());
-            }
-        }
+        Kind::Node => match understand::<Node>(kind, value, is_twice, &place, read) {
+            Some(node) => read.input.nodes.push(node),
+            None => read.input.unreadable_nodes.extend(name(value)),
+        },
         Kind::ClusterNetwork => take_cluster(value, &place, read),
         Kind::PublicIPPool => {
-            if let Some(pool) = understand::<PublicIPPool>(kind, value, &place, read) {
-                read.input.pools.push(pool);
-            }
+            let pool = understand::<PublicIPPool>(kind, value, is_twice, &place, read);
+            read.input.has_unreadable_pool |= pool.is_none();
+            read.input.pools.extend(pool);
         }
         Kind::PublicIPAddress => {
-            if let Some(ip) = understand::<PublicIPAddress>(kind, value, &place, read) {
-                read.input.public_ips.push(ip);
-            }
+            let ip = understand::<PublicIPAddress>(kind, value, is_twice, &place, read);
+            read.input.public_ips.extend(ip);
         }
         _ => *others.entry(kind.to_string()).or_default() += 1,
     }
@@ -226,12 +251,12 @@ fn take_service(value: &Value, has_kind: bool, place: &str, read: &mut Input) {
 
 fn take_cluster(value: &Value, place: &str, read: &mut Input) {
     if read.input.cluster.is_some() {
-        read.refused.push(format!(
-            "ClusterNetwork in {place}: there is another one: a cluster has one, called default"
-        ));
+        // Which of them is meant, nobody knows: egress stays as it is.
+        let why = format!("there is another one: a cluster has one, called default ({place})");
+        read.input.cluster_unreadable.get_or_insert(why);
         return;
     }
-    match manifest::understand::<ClusterNetwork>(Kind::ClusterNetwork, value) {
+    match manifest::accept::<ClusterNetwork>(Kind::ClusterNetwork, value) {
         Ok(Understood { object, warnings }) => {
             note(read, &format!("ClusterNetwork {}", object.metadata.name), warnings);
             read.input.cluster = Some(object);
@@ -250,14 +275,23 @@ fn take_cluster(value: &Value, place: &str, read: &mut Input) {
     }
 }
 
-/// Reads an object; one that cannot be read is refused.
-fn understand<T: DeserializeOwned>(
+/// Reads an object; one that cannot be read, or is there twice, is refused.
+fn understand<T: DeserializeOwned + Checked>(
     kind: Kind,
     value: &Value,
+    is_twice: bool,
     place: &str,
     read: &mut Input,
 ) -> Option<T> {
-    match manifest::understand(kind, value) {
+    match manifest::accept(kind, value) {
+        Ok(Understood { .. }) if is_twice => {
+            let name = name(value).unwrap_or_default();
+            let line = format!("{kind} {name}: is there twice: remove one of the two");
+            if !read.refused.contains(&line) {
+                read.refused.push(line);
+            }
+            None
+        }
         Ok(Understood { object, warnings }) => {
             let name = value["metadata"]["name"].as_str().unwrap_or_default();
             note(read, &format!("{kind} {name}"), warnings);

@@ -140,7 +140,7 @@ impl Sight {
             let frame = &buffer[..length];
             let is_wrapped = frame.get(23) == Some(&17)
                 && frame.get(36..38) == Some(&GUE_PORT.to_be_bytes()[..]);
-            if let (true, Some(inner)) = (is_wrapped, frame.get(42..)) {
+            if let (true, Some(inner)) = (is_wrapped, frame.get(datapath::gue::OUTER..)) {
                 self.seen.borrow_mut().push(inner.to_vec());
             }
         }

@@ -258,3 +258,43 @@ fn a_change_is_in_force_when_apply_returns() {
         count => Err(count),
     });
 }
+
+#[test]
+fn a_refused_object_ends_apply_with_1_and_is_one_event_and_a_missing_command_ends_exec_with_127() {
+    let lab = TestLab::up("refused", &["--nodes", "1"]);
+    let cluster = |count: u32| {
+        format!(
+            "apiVersion: deguchi.io/v1alpha1\nkind: ClusterNetwork\nmetadata: {{name: default}}\n\
+             spec:\n  loadBalancerProfile:\n    managedOutboundIPs: {{count: {count}}}\n"
+        )
+    };
+    let pool = "apiVersion: deguchi.io/v1alpha1\nkind: PublicIPPool\nmetadata: {name: wrong}\n\
+                spec: {prefixes: [10.244.1.0/28]}\n";
+    let shared = service("web", "").replace(
+        "metadata: {name: web}",
+        "metadata: {name: web, annotations: {service.beta.kubernetes.io/azure-load-balancer-ipv4: \
+         192.0.2.77}}",
+    );
+    for (manifest, reason) in [
+        (cluster(17).as_str(), "must be 1 to 16"),
+        (pool, "10.244.1.0/28 overlaps"),
+        (shared.as_str(), "192.0.2.77"),
+    ] {
+        let output = lab.apply(manifest);
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{complaint}");
+        assert!(complaint.contains(reason), "{complaint}");
+        let events = lab.get("events");
+        let told: Vec<_> = events
+            .iter()
+            .filter(|event| event["message"].as_str().is_some_and(|text| text.contains(reason)))
+            .collect();
+        assert_eq!(told.len(), 1, "{told:#?}");
+    }
+    done(&lab.apply(&cluster(2)));
+    let missing = lab.exec("node1", &["no-such-command"]);
+    assert_eq!(missing.status.code(), Some(127), "{missing:?}");
+    let unrunnable = lab.exec("node1", &["/etc/hostname"]);
+    assert_eq!(unrunnable.status.code(), Some(126), "{unrunnable:?}");
+    assert_eq!(lab.exec("node1", &["false"]).status.code(), Some(1));
+}

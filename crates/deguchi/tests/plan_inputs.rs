@@ -286,6 +286,174 @@ fn who_is_refused_keeps_what_it_has_also_if_its_uid_is_not_given() {
 }
 
 #[test]
+fn an_internal_service_that_is_refused_keeps_what_it_has_also_if_its_uid_is_not_given() {
+    let desk = desk("internal-without-uid");
+    let internal = |name: &str| {
+        let annotation = "service.beta.kubernetes.io/azure-load-balancer-internal: \"true\"";
+        SHOP.replace("name: shop", &format!("name: {name}, annotations: {{{annotation}}}"))
+    };
+    let created = |name: &str, uid: &str, ports: &str| {
+        internal(name)
+            .replace("namespace: web", &format!("namespace: web, uid: {uid}"))
+            .replace("port: 80", ports)
+    };
+    let shop = created("shop", "5d6a1c7e-0b1f-4c53-9d5e-3a2b1c0d9e8f", "port: 80, nodePort: 30080");
+    let till = created("till", "77a1c7e0-0b1f-4c53-9d5e-3a2b1c0d9e8f", "port: 81, nodePort: 30081");
+    let before = runs(&desk, &format!("{shop}---\n{till}"));
+    for mistake in ["port: eighty", "port: 80, protocol: tcp"] {
+        let wrong = |name: &str| internal(name).replace("port: 80", mistake);
+        for input in [
+            format!("{}---\n{till}", wrong("shop")),
+            format!("{}---\n{}", wrong("shop"), wrong("till")),
+        ] {
+            let (after, errors) = plan(&desk, input, 1);
+            assert!(errors.contains("Service web/shop: "), "{errors}");
+            assert_eq!(after["resources"], before["resources"], "{mistake}");
+            assert_eq!(after["changes"], json!([]), "{mistake}");
+            for key in ["web/shop", "web/till"] {
+                let status = |plan: &Value| plan["services"][key]["status"].clone();
+                assert_eq!(status(&after), status(&before), "{key}");
+            }
+        }
+    }
+    let (after, _) = plan(&desk, internal("shop").replace("port: 80", "port: eighty"), 1);
+    let rules =
+        after["resources"]["loadbalancers/kubernetes-internal"]["properties"]["loadBalancingRules"]
+            .as_array();
+    assert_eq!(rules.unwrap().len(), 1, "the other one was deleted");
+}
+
+#[test]
+fn an_object_that_is_there_twice_changes_nothing() {
+    let desk = desk("objects-twice");
+    let before = runs(&desk, SHOP);
+    for (kind, twin) in [
+        (
+            "Node node-1",
+            "kind: Node\nmetadata: {name: node-1}\n\
+             status: {addresses: [{type: InternalIP, address: 10.240.0.9}]}\n",
+        ),
+        ("PublicIPPool edge", "kind: PublicIPPool\nmetadata: {name: edge}\nspec: {prefixes: []}\n"),
+        (
+            "PublicIPAddress mine",
+            "kind: PublicIPAddress\nmetadata: {name: mine}\n---\n\
+             kind: PublicIPAddress\nmetadata: {name: mine}\nspec: {ipAddress: 203.0.113.9}\n",
+        ),
+        (
+            "ClusterNetwork default",
+            "kind: ClusterNetwork\nmetadata: {name: default}\n\
+             spec: {outboundType: userDefinedRouting}\n",
+        ),
+    ] {
+        let twin = twin.replace("kind: P", "apiVersion: deguchi.io/v1alpha1\nkind: P");
+        for input in [format!("{SHOP}---\n{twin}"), format!("{twin}---\n{SHOP}")] {
+            let (after, errors) = plan(&desk, input, 1);
+            assert_eq!(after["resources"], before["resources"], "{kind}");
+            assert_eq!(after["changes"], json!([]), "{kind}");
+            let start = format!("deguchi: {kind}: ");
+            let lines = errors.lines().filter(|line| line.starts_with(&start));
+            assert_eq!(lines.count(), 1, "{errors}");
+        }
+    }
+}
+
+#[test]
+fn what_an_api_server_refuses_of_other_kinds_changes_nothing_either() {
+    let desk = desk("other-kinds");
+    let before = runs(&desk, SHOP);
+    for (from, to, words) in [
+        ("{name: node-1}", "{name: node-1, labels: {a: b c}}", "Node node-1: metadata.labels[a]"),
+        ("status: {", "spec: {podCIDRs: [x]}\nstatus: {", "Node node-1: spec.podCIDRs[0]"),
+        ("{name: edge}", "{name: Edge_1}", "PublicIPPool Edge_1: metadata.name: Invalid value"),
+        (
+            "{name: default}",
+            "{name: default, annotations: {a b: c}}",
+            "ClusterNetwork default: metadata.annotations",
+        ),
+    ] {
+        desk.write("cluster.yaml", &CLUSTER.replace(from, to));
+        let (after, errors) = plan(&desk, SHOP, 1);
+        assert!(errors.contains(words), "{errors}");
+        assert_eq!(after["resources"], before["resources"], "{to}");
+    }
+}
+
+#[test]
+fn a_pool_that_is_refused_is_not_replaced_by_other_addresses() {
+    let desk = desk("no-pool");
+    desk.write("cluster.yaml", &CLUSTER.replace("[203.0.113.0/28]", "7"));
+    let (after, errors) = plan(&desk, SHOP, 1);
+    assert!(errors.contains("PublicIPPool edge: spec.prefixes"), "{errors}");
+    assert_eq!(after["services"]["web/shop"]["status"], json!({}), "{errors}");
+}
+
+#[test]
+fn a_label_of_a_node_that_is_nearly_one_that_counts_is_a_warning() {
+    let desk = desk("labels");
+    let label = |label: &str| {
+        let labels = format!("{{name: node-1, labels: {{{label}: \"\"}}}}");
+        desk.write("cluster.yaml", &CLUSTER.replace("{name: node-1}", &labels));
+        plan(&desk, SHOP, 0).1
+    };
+    for (wrong, near) in [
+        (
+            "node.kubernetes.io/exclude-from-external-load-balancer",
+            "node.kubernetes.io/exclude-from-external-load-balancers",
+        ),
+        (
+            "node.kubernetes.io/exclude-from-external-loadbalancers",
+            "node.kubernetes.io/exclude-from-external-load-balancers",
+        ),
+        (
+            "nodes.kubernetes.io/exclude-from-external-load-balancers",
+            "node.kubernetes.io/exclude-from-external-load-balancers",
+        ),
+        ("kubernetes.azure.com/Managed", "kubernetes.azure.com/managed"),
+        ("kubernetes.azure.com/agent-pool", "kubernetes.azure.com/agentpool"),
+        ("kubernetes.azure.io/agentpool", "kubernetes.azure.com/agentpool"),
+        ("node-role.kubernetes.io/controlplane", "node-role.kubernetes.io/control-plane"),
+    ] {
+        let line = format!(
+            "deguchi: warning: Node node-1: unknown label {wrong} is ignored: did you mean {near}?"
+        );
+        let errors = label(wrong);
+        assert!(errors.lines().any(|found| found == line), "{line}: {errors}");
+    }
+    for known in [
+        "node.kubernetes.io/exclude-from-external-load-balancers",
+        "kubernetes.azure.com/agentpool",
+        "kubernetes.azure.com/mode",
+        "kubernetes.azure.com/cluster",
+        "kubernetes.azure.com/nodepool-type",
+        "kubernetes.azure.com/role",
+        "node.kubernetes.io/instance-type",
+        "node-role.kubernetes.io/master",
+        "node-role.kubernetes.io/worker",
+        "topology.kubernetes.io/zone",
+    ] {
+        let errors = label(known);
+        assert!(!errors.contains("unknown label"), "{known}: {errors}");
+    }
+    let annotations = "{name: node-1, annotations: {deguchi.io/public-IP: \"true\"}}";
+    desk.write("cluster.yaml", &CLUSTER.replace("{name: node-1}", annotations));
+    let (_, errors) = plan(&desk, SHOP, 0);
+    let words = "unknown annotation deguchi.io/public-IP is ignored: did you mean \
+                 deguchi.io/public-ip?";
+    assert!(errors.contains(words), "{errors}");
+}
+
+#[test]
+fn a_text_that_cannot_be_read_is_one_line() {
+    let desk = desk("one-line");
+    desk.write("input.yaml", "a: [!x, y]\n");
+    let output = desk.run(&["-f", "input.yaml"]);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    assert!(errors.contains("line 1: a tag with a comma"), "{errors}");
+}
+
+#[test]
 fn a_service_that_is_there_twice_stays_as_it_is() {
     let desk = desk("twice");
     let before = runs(&desk, SHOP);

@@ -598,6 +598,17 @@ impl AgentTables<V4> for Kernel {
     }
 
     #[inline(always)]
+    fn is_internal(&self, address: &Address) -> bool {
+        INTERNAL_RANGES.get(&lpm_trie::Key::new(32, *address)).is_some()
+    }
+
+    #[inline(always)]
+    fn allows(&self, service: &RuleKey<Address>, source: &Address) -> bool {
+        let key = AllowedClient { service: *service, source: *source };
+        ALLOWED_SOURCES.get(&lpm_trie::Key::new(96, key)).is_some()
+    }
+
+    #[inline(always)]
     fn is_mux(&self, address: &Address) -> bool {
         MUXES.get_ptr(address).is_some()
     }

@@ -88,6 +88,16 @@ pub static VIPS: HashMap<Address, Vip, { VIPS_MAX as usize }> = HashMap::new();
 #[btf_map(name = "muxes")]
 pub static MUXES: HashMap<Address, u32, { MUXES_MAX as usize }> = HashMap::new();
 
+/// Pods, nodes and muxes: nothing comes in from them.
+#[btf_map(name = "internal_ranges")]
+pub static INTERNAL_RANGES: LpmTrie<Address, u32, { INTERNAL_RANGES_MAX as usize }> =
+    LpmTrie::new();
+
+/// Who may use restricted Services.
+#[btf_map(name = "allowed_sources")]
+pub static ALLOWED_SOURCES: LpmTrie<AllowedClient<Address>, u32, { ALLOWED_SOURCES_MAX as usize }> =
+    LpmTrie::new();
+
 #[btf_map(name = "services")]
 pub static SERVICES: HashMap<RuleKey<Address>, Service, { RULES_MAX as usize }> = HashMap::new();
 

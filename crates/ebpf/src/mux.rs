@@ -187,6 +187,11 @@ impl MuxTables for Kernel {
     }
 
     #[inline(always)]
+    fn is_internal(&self, address: &Address) -> bool {
+        INTERNAL_RANGES.get(&lpm_trie::Key::new(32, *address)).is_some()
+    }
+
+    #[inline(always)]
     fn leftover(&self, key: &LeftoverKey<Address>) -> Option<&u32> {
         // SAFETY: user space replaces rows whole.
         unsafe { LEFTOVERS.get(key) }

@@ -41,6 +41,11 @@ pub static NOTES: Array<Note, { NOTES_ROWS as usize }> = Array::new();
 pub static ALLOWED_SOURCES: LpmTrie<AllowedSource<Address>, u32, { ALLOWED_SOURCES_MAX as usize }> =
     LpmTrie::new();
 
+/// Pods, nodes and muxes: nothing comes in from them.
+#[btf_map(name = "internal_ranges")]
+pub static INTERNAL_RANGES: LpmTrie<Address, u32, { INTERNAL_RANGES_MAX as usize }> =
+    LpmTrie::new();
+
 /// Nodes with flows left on ports of listeners' blocks.
 #[btf_map(name = "leftovers")]
 pub static LEFTOVERS: HashMap<LeftoverKey<Address>, u32, { LEFTOVERS_MAX as usize }> =

@@ -6,7 +6,6 @@ use model::kubernetes::Service;
 use model::manifest::{self, Found, FoundKind};
 use model::nearest::nearest;
 use model::objects::{Kind, Object};
-use model::validation;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -168,22 +167,16 @@ fn check_one(document: &Document) -> Result<Vec<String>> {
         | Kind::NetworkSecurityGroup
         | Kind::NodeNetwork
         | Kind::MuxNetwork
-        | Kind::PortInventory => bail!("{kind} objects follow from others and are not written"),
+        | Kind::PortInventory
+        | Kind::WrapKeys => bail!("{kind} objects follow from others and are not written"),
         Kind::Pod | Kind::EndpointSlice => {
             bail!("the lab makes its {kind} objects itself: see --pods-per-node");
         }
     }
     let warnings = manifest::check(kind, value).map_err(|error| anyhow!(error.why))?;
-    match Object::from_json(brought(document))? {
-        Object::Service(service) => {
-            if let Some(violation) = validation::service(&service).into_iter().next() {
-                bail!(violation);
-            }
-        }
-        Object::ClusterNetwork(_) if document.key.name != "default" => {
-            bail!("the one that counts is called default");
-        }
-        _ => {}
+    Object::from_json(brought(document))?;
+    if kind == Kind::ClusterNetwork && document.key.name != "default" {
+        bail!("the one that counts is called default");
     }
     Ok(warnings)
 }

@@ -89,14 +89,28 @@ pub fn within<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> R
     })
 }
 
+/// Why a process did not become a command.
+#[derive(Debug)]
+pub struct NotRun {
+    /// What went wrong.
+    pub error: anyhow::Error,
+    /// Exit status, as shells have it: 127 where there is no such command, 126 where it cannot be
+    /// run, else 2.
+    pub status: u8,
+}
+
 /// Becomes a command inside a namespace. Returns only if that fails.
-pub fn become_command(name: &str, command: &[String]) -> anyhow::Error {
-    let Some((program, arguments)) = command.split_first() else { return anyhow!("no command") };
+pub fn become_command(name: &str, command: &[String]) -> NotRun {
+    let failed = |error| NotRun { error, status: 2 };
+    let Some((program, arguments)) = command.split_first() else {
+        return failed(anyhow!("no command"));
+    };
     if let Err(error) = enter(name) {
-        return error;
+        return failed(error);
     }
     let error = std::process::Command::new(program).args(arguments).exec();
-    anyhow!(error).context(format!("cannot run {program}"))
+    let status = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
+    NotRun { error: anyhow!(error).context(format!("cannot run {program}")), status }
 }
 
 /// Sets kernel parameters of a namespace, each as (path below /proc/sys, value).

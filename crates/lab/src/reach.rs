@@ -40,7 +40,7 @@ impl Reach {
         // Before the objects: a write between the two is looked at again.
         self.read = self.store.news();
         self.written.clear();
-        view::snapshot(&self.store)
+        view::whole_snapshot(&self.store)
     }
 
     /// Who waits has acted on all that it read.

@@ -1,5 +1,7 @@
 //! What each of a lab's processes does once it is started.
 
+use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -62,8 +64,31 @@ fn control(place: &Place) -> Result<()> {
     let lab = handle::find_any(place)?;
     let mut reach = Reach::new(lab.store(), Role::Controller.name())?;
     let seed = lab.settings().seed;
-    controller::run(&mut reach, seed, now, || false, |error| eprintln!("deguchi: {error:#}"));
+    let secret = || {
+        random().unwrap_or_else(|error| {
+            // A key that can be guessed is worse than none.
+            eprintln!("deguchi: cannot draw keys: {error:#}");
+            std::process::exit(2)
+        })
+    };
+    controller::run(
+        &mut reach,
+        seed,
+        secret,
+        now,
+        || false,
+        |error| {
+            eprintln!("deguchi: {error:#}");
+        },
+    );
     Ok(())
+}
+
+/// Bytes that nobody can foresee.
+fn random() -> std::io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn now() -> Millis {

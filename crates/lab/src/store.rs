@@ -6,12 +6,14 @@
 //! with its process. A watcher is woken by inotify.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
+use model::objects::Kind;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -291,7 +293,11 @@ impl FileStore {
             return Ok(new);
         }
         let directory = self.root.join(&key.kind);
-        fs::create_dir_all(&directory)
+        let is_secret = Kind::from_name(&key.kind).is_some_and(Kind::is_secret);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(if is_secret { 0o700 } else { 0o755 })
+            .create(&directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
         let bytes = serde_json::to_vec_pretty(&new).context("cannot write JSON")?;
         replace(&directory.join(key.file()), &bytes)?;

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use model::method::Protocol;
 use model::objects::{Kind, Object, Objects};
 use model::runtime::{MuxNetwork, NodeNetwork};
@@ -15,10 +15,19 @@ use crate::reading::{self, Reading};
 use crate::store::{FileStore, Key};
 use crate::wiring::Settings;
 
-/// All objects of a store, as the model reads them.
+/// The objects of a store, as the model reads them, without secrets: for whoever shows them.
 pub fn snapshot(store: &FileStore) -> Result<Objects> {
+    objects(store, |kind| !kind.is_secret())
+}
+
+/// All objects of a store: for the controller, agents and muxes.
+pub fn whole_snapshot(store: &FileStore) -> Result<Objects> {
+    objects(store, |_| true)
+}
+
+fn objects(store: &FileStore, wanted: impl Fn(Kind) -> bool) -> Result<Objects> {
     let mut objects = Objects::default();
-    for kind in Kind::ALL {
+    for kind in Kind::ALL.into_iter().filter(|kind| wanted(*kind)) {
         for value in store.list(kind.as_str())? {
             let key = Key::of(&value)?;
             objects.insert(Object::from_json(value).with_context(|| key.to_string())?);
@@ -211,6 +220,9 @@ pub fn external_ips(service: &model::kubernetes::Service) -> Vec<String> {
 /// The objects of one kind as people and tools want them: resources in Azure's own shape, the
 /// others in Kubernetes' shape.
 pub fn listing(store: &FileStore, kind: Kind) -> Result<Vec<Value>> {
+    if kind.is_secret() {
+        bail!("{kind}: keys are shown to nobody");
+    }
     let values = store.list(kind.as_str())?;
     Ok(values
         .into_iter()
@@ -229,6 +241,7 @@ pub fn listing(store: &FileStore, kind: Kind) -> Result<Vec<Value>> {
             | Kind::NodeNetwork
             | Kind::MuxNetwork
             | Kind::PortInventory
+            | Kind::WrapKeys
             | Kind::Service
             | Kind::Node
             | Kind::Pod

@@ -18,6 +18,7 @@ use crate::lease::{Millis, REST_SECONDS, Settings};
 use crate::members::Members;
 use crate::method::{Method, Protocol};
 use crate::objects::Objects;
+use crate::pools::Occupied;
 use crate::runtime::DefaultOutboundIP;
 
 /// Public IPv4 addresses where no `PublicIPPool` exists.
@@ -89,8 +90,12 @@ struct Region {
 
 impl Region {
     fn of(objects: &Objects) -> Region {
-        let pools = objects.public_ip_pools.values().flat_map(|pool| &pool.spec.prefixes);
-        let mut runs: Vec<(u32, u32)> = pools.filter_map(|text| run(text)).collect();
+        let occupied = Occupied::of(Some(&objects.cluster()), objects.nodes.values());
+        let pools = objects.public_ip_pools.values();
+        // The planner refuses the others.
+        let pools = pools.filter(|pool| occupied.conflict(pool).is_none());
+        let prefixes = pools.flat_map(|pool| &pool.spec.prefixes);
+        let mut runs: Vec<(u32, u32)> = prefixes.filter_map(|text| run(text)).collect();
         if objects.public_ip_pools.is_empty() {
             runs.extend(run(DEFAULT_POOL));
         }

@@ -52,6 +52,11 @@ pub struct ClusterNetworkSpec {
     /// How long flows that are not established may be silent.
     #[serde(skip_serializing_if = "FlowTimers::is_default")]
     pub timers: FlowTimers,
+    /// Whether packets that muxes wrap must show that a mux of this cluster has sent them.
+    pub wrap_authentication: WrapAuthentication,
+    /// How long a key of theirs is used, in seconds.
+    #[serde(deserialize_with = "wrap_key_seconds")]
+    pub wrap_key_seconds: u32,
     /// How long a node that gets no new inbound connections any more keeps those that it has, in
     /// seconds.
     #[serde(skip_serializing_if = "DrainFor::is_default")]
@@ -78,6 +83,8 @@ impl Default for ClusterNetworkSpec {
             last_hop: LastHop::Node,
             icmp_echo: IcmpEcho::Translate,
             timers: FlowTimers::default(),
+            wrap_authentication: WrapAuthentication::Required,
+            wrap_key_seconds: WRAP_KEY_SECONDS,
             drain_for_seconds: DrainFor::default(),
             quotas: Quotas::default(),
             limits: None,
@@ -94,6 +101,21 @@ impl ClusterNetworkSpec {
             None => DEFAULT_PRIVATE_RANGES.iter().filter_map(|range| range.parse().ok()).collect(),
         }
     }
+}
+
+/// How long a key of wrapped packets is used, unless told otherwise: a day.
+pub const WRAP_KEY_SECONDS: u32 = 86_400;
+/// The least that it can be told: a change takes its time.
+pub const WRAP_KEY_SECONDS_MIN: u32 = 10;
+
+fn wrap_key_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let seconds = u32::deserialize(deserializer)?;
+    if seconds < WRAP_KEY_SECONDS_MIN {
+        return Err(D::Error::custom(format!(
+            "wrapKeySeconds is {seconds}: at least {WRAP_KEY_SECONDS_MIN}"
+        )));
+    }
+    Ok(seconds)
 }
 
 /// How long flows that are not established may be silent, in seconds.
@@ -411,6 +433,16 @@ names!(
         Translate = "Translate",
         /// It is dropped, as on Azure.
         Drop = "Drop",
+    }
+);
+
+names!(
+    /// Whether packets that muxes wrap must show that a mux of this cluster has sent them.
+    WrapAuthentication, "UnsupportedWrapAuthentication" {
+        /// They bear a tag, and a node takes no others.
+        Required = "Required",
+        /// The mux's address is enough: everybody on the LAN is trusted.
+        Off = "Off",
     }
 );
 

@@ -29,6 +29,8 @@ pub enum Kind {
     MuxNetwork,
     /// `deguchi.io/v1alpha1`
     PortInventory,
+    /// `deguchi.io/v1alpha1`
+    WrapKeys,
     /// `v1`
     Service,
     /// `v1`
@@ -41,7 +43,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 16] = [
         Kind::ClusterNetwork,
         Kind::PublicIPPool,
         Kind::PublicIPAddress,
@@ -53,6 +55,7 @@ impl Kind {
         Kind::NodeNetwork,
         Kind::MuxNetwork,
         Kind::PortInventory,
+        Kind::WrapKeys,
         Kind::Service,
         Kind::Node,
         Kind::Pod,
@@ -73,6 +76,7 @@ impl Kind {
             Kind::NodeNetwork => "NodeNetwork",
             Kind::MuxNetwork => "MuxNetwork",
             Kind::PortInventory => "PortInventory",
+            Kind::WrapKeys => "WrapKeys",
             Kind::Service => "Service",
             Kind::Node => "Node",
             Kind::Pod => "Pod",
@@ -95,8 +99,14 @@ impl Kind {
             | Kind::RouteTable
             | Kind::NodeNetwork
             | Kind::MuxNetwork
-            | Kind::PortInventory => cluster::API_VERSION,
+            | Kind::PortInventory
+            | Kind::WrapKeys => cluster::API_VERSION,
         }
+    }
+
+    /// Whether nobody is shown what objects of this kind hold.
+    pub fn is_secret(self) -> bool {
+        self == Kind::WrapKeys
     }
 
     /// Whether objects of this kind live in namespaces.

@@ -2,7 +2,7 @@
 //! encoding of either, with lists of objects taken apart. `plan` and the lab read by this alone.
 //!
 //! [`read`] finds the objects of a text. [`understand`] makes one of them a value of its type, and
-//! says which of its fields nobody knows.
+//! says which of its fields nobody knows; [`accept`] also asks the rules of the API server.
 
 mod encoding;
 mod fields;
@@ -10,14 +10,16 @@ mod misspelt;
 mod scalar;
 mod yaml;
 
+use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
 use crate::cluster::{ClusterNetwork, PublicIPAddress, PublicIPPool};
 use crate::kind::Kind;
-use crate::kubernetes::{Node, Service};
+use crate::kubernetes::{Node, ObjectMeta, Service};
+use crate::validation::{self, Checked};
 
-pub use fields::{Misunderstood, Understood, reread, understand};
+pub use fields::{Misunderstood, Understood, accept, reread, understand};
 
 /// Bytes of one text. What kubectl prints of a cluster of ten thousand Services is a third of it.
 pub const FILE_BYTES_MAX: usize = 128 << 20;
@@ -131,22 +133,34 @@ pub fn read(bytes: &[u8]) -> Result<Manifest, ReadError> {
     Ok(manifest)
 }
 
-/// What of an object is ignored, one sentence each; an error if it is not understood.
+/// What of an object is ignored, one sentence each; an error if it is not understood, or an API
+/// server would refuse it.
 pub fn check(kind: Kind, value: &Value) -> Result<Vec<String>, Misunderstood> {
     match kind {
-        Kind::Service => understand::<Service>(kind, value).map(Understood::into_warnings),
-        Kind::Node => understand::<Node>(kind, value).map(Understood::into_warnings),
+        Kind::Service => accept::<Service>(kind, value).map(Understood::into_warnings),
+        Kind::Node => accept::<Node>(kind, value).map(Understood::into_warnings),
         Kind::ClusterNetwork => {
-            understand::<ClusterNetwork>(kind, value).map(Understood::into_warnings)
+            accept::<ClusterNetwork>(kind, value).map(Understood::into_warnings)
         }
-        Kind::PublicIPPool => {
-            understand::<PublicIPPool>(kind, value).map(Understood::into_warnings)
-        }
+        Kind::PublicIPPool => accept::<PublicIPPool>(kind, value).map(Understood::into_warnings),
         Kind::PublicIPAddress => {
-            understand::<PublicIPAddress>(kind, value).map(Understood::into_warnings)
+            accept::<PublicIPAddress>(kind, value).map(Understood::into_warnings)
         }
-        // Resources keep what nobody here knows, and the others are not written by people.
-        _ => Ok(Vec::new()),
+        // Of resources what nobody here knows is kept, and the others are not written by people.
+        _ => accept::<Resource>(kind, value).map(|_| Vec::new()),
+    }
+}
+
+/// Of a resource in the shape of Azure Resource Manager, what makes it an object.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Resource {
+    metadata: ObjectMeta,
+}
+
+impl Checked for Resource {
+    fn violations(&self) -> Vec<String> {
+        validation::metadata(&self.metadata)
     }
 }
 
@@ -360,11 +374,33 @@ mod tests {
             ("a: !!int words", "is not what its tag says"),
             ("a: .nan", "put it in quotes"),
             ("a: \"\\x\"", "line 1"),
-            ("a: [!x, y]", "after line 1: cannot be understood"),
+            ("a: [!x, y]", "line 1: a tag with a comma right behind it: write its value"),
+            ("b: 1\na: [1,\n\t!!str, y]", "line 3: a tag with a comma"),
+            ("c: {a: !, b: c}", "line 1: a tag with a comma"),
+            ("c: [&x !y, z]", "line 1: a tag with a comma"),
+            ("c: [!<tag:x,y>, z]", "line 1: a tag with a comma"),
+            ("a: \"!x, \\\n!y,\"\nb: [é, !z!z, y]", "line 3: "),
         ] {
             let error = read(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(part), "{text:?}: {error}");
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn exclamation_marks_in_texts_are_no_tags() {
+        for text in [
+            "a: Hello !world, how are you",
+            "a: [Hello !world, \"!b, !c,\", '!d,']",
+            "a: |\n  p { color: red !important, }\n  !x,",
+            "# !x, y\na: !!str 1 # !x,",
+            "a: [!!str 1, !!str \"x\", !!str ,]",
+            "a: !<tag:yaml.org,2002:str> 1",
+        ] {
+            let text = format!("{text}\n");
+            let value = documents(text.as_bytes()).unwrap().values.remove(0);
+            let parsed: Value = serde_norway::from_str(&text).unwrap();
+            assert_eq!(value, parsed, "{text}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use crate::cluster::LoadBalancerSku;
 use crate::objects::Objects;
+use crate::planner::backends;
 use crate::resources::LoadBalancer;
 
 /// A backend pool.
@@ -107,9 +108,5 @@ pub(crate) fn is_standard(balancer: &LoadBalancer) -> bool {
 
 /// The node pool that a node is in.
 fn group<'a>(objects: &'a Objects, node: &str) -> &'a str {
-    let labels = objects.nodes.get(node).map(|node| &node.metadata.labels);
-    ["kubernetes.azure.com/agentpool", "agentpool"]
-        .into_iter()
-        .find_map(|key| labels?.get(key))
-        .map_or("", String::as_str)
+    objects.nodes.get(node).and_then(backends::pool).unwrap_or_default()
 }

@@ -23,6 +23,7 @@ use crate::resources::{
     RouteTable,
 };
 use crate::runtime::{MuxNetwork, NodeNetwork, PortInventory};
+use crate::tags::WrapKeys;
 
 /// Everything that exists, by kind and name. Namespaced objects are found by `namespace/name`,
 /// resources by their name in lower case.
@@ -50,6 +51,8 @@ pub struct Objects {
     pub mux_networks: BTreeMap<String, MuxNetwork>,
     /// What nobody holds; what counts is the one called `default`.
     pub port_inventories: BTreeMap<String, PortInventory>,
+    /// Keys of wrapped packets; what counts is the one called `default`.
+    pub wrap_keys: BTreeMap<String, WrapKeys>,
 }
 
 /// Name of the objects of which there is one.
@@ -136,6 +139,7 @@ pub enum Object {
     NodeNetwork(NodeNetwork),
     MuxNetwork(MuxNetwork),
     PortInventory(PortInventory),
+    WrapKeys(WrapKeys),
     Service(Service),
     Node(Node),
     Pod(Pod),
@@ -213,6 +217,7 @@ impl Object {
             Kind::NodeNetwork => Object::NodeNetwork(read(kind, &name, document)?),
             Kind::MuxNetwork => Object::MuxNetwork(read(kind, &name, document)?),
             Kind::PortInventory => Object::PortInventory(read(kind, &name, document)?),
+            Kind::WrapKeys => Object::WrapKeys(read(kind, &name, document)?),
             Kind::Service => Object::Service(read(kind, &name, document)?),
             Kind::Node => Object::Node(read(kind, &name, document)?),
             Kind::Pod => Object::Pod(read(kind, &name, document)?),
@@ -247,6 +252,7 @@ impl Object {
             Object::NodeNetwork(object) => write(object),
             Object::MuxNetwork(object) => write(object),
             Object::PortInventory(object) => write(object),
+            Object::WrapKeys(object) => write(object),
             Object::Service(object) => write(object),
             Object::Node(object) => write(object),
             Object::Pod(object) => write(object),
@@ -285,6 +291,7 @@ impl Object {
             Object::NodeNetwork(object) => of(Kind::NodeNetwork, &object.metadata),
             Object::MuxNetwork(object) => of(Kind::MuxNetwork, &object.metadata),
             Object::PortInventory(object) => of(Kind::PortInventory, &object.metadata),
+            Object::WrapKeys(object) => of(Kind::WrapKeys, &object.metadata),
             Object::Service(object) => of(Kind::Service, &object.metadata),
             Object::Node(object) => of(Kind::Node, &object.metadata),
             Object::Pod(object) => of(Kind::Pod, &object.metadata),
@@ -337,6 +344,7 @@ impl Objects {
             Object::NodeNetwork(object) => drop(self.node_networks.insert(name, object)),
             Object::MuxNetwork(object) => drop(self.mux_networks.insert(name, object)),
             Object::PortInventory(object) => drop(self.port_inventories.insert(name, object)),
+            Object::WrapKeys(object) => drop(self.wrap_keys.insert(name, object)),
             Object::Service(object) => drop(self.services.insert(namespaced, object)),
             Object::Node(object) => drop(self.nodes.insert(name, object)),
             Object::Pod(object) => drop(self.pods.insert(namespaced, object)),
@@ -365,6 +373,7 @@ impl Objects {
             Kind::NodeNetwork => self.node_networks.remove(name).is_some(),
             Kind::MuxNetwork => self.mux_networks.remove(name).is_some(),
             Kind::PortInventory => self.port_inventories.remove(name).is_some(),
+            Kind::WrapKeys => self.wrap_keys.remove(name).is_some(),
             Kind::Service => self.services.remove(&namespaced).is_some(),
             Kind::Node => self.nodes.remove(name).is_some(),
             Kind::Pod => self.pods.remove(&namespaced).is_some(),
@@ -435,6 +444,7 @@ impl Objects {
             Kind::NodeNetwork => list!(node_networks, Object::NodeNetwork),
             Kind::MuxNetwork => list!(mux_networks, Object::MuxNetwork),
             Kind::PortInventory => list!(port_inventories, Object::PortInventory),
+            Kind::WrapKeys => list!(wrap_keys, Object::WrapKeys),
             Kind::Service => list!(services, Object::Service),
             Kind::Node => list!(nodes, Object::Node),
             Kind::Pod => list!(pods, Object::Pod),

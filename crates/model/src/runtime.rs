@@ -112,6 +112,8 @@ pub struct NodeNetworkStatus {
     pub drained: Vec<Drained>,
     /// Most ports in use towards one destination: more are asked for before they run out.
     pub used_ports: u32,
+    /// Order about the tags of wrapped packets that the kernel's tables hold.
+    pub tag_epoch: u32,
     /// Its programs are about to be taken off: muxes send no new connections.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
@@ -174,6 +176,8 @@ pub struct MuxNetworkStatus {
     pub ready: bool,
     /// It has taken its routes back and receives nothing.
     pub withdrawn: bool,
+    /// Order about the tags of wrapped packets that the kernel's tables hold.
+    pub tag_epoch: u32,
     /// What keeps the mux from looking after its program, while something does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,

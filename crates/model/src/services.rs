@@ -76,9 +76,10 @@ fn events(plan: &Plan, told: &mut BTreeMap<String, BTreeSet<String>>) -> Vec<Eve
     for (name, sentences) in &news {
         let old = told.get(name);
         let fresh = sentences.iter().filter(|one| old.is_none_or(|old| !old.contains(*one)));
-        // What became of a Service is among its own events.
+        // What became of a Service or the cluster is among its own events.
+        let has_own = name.starts_with("Service ") || name.starts_with("ClusterNetwork ");
         let refused = |sentence: &String| plan.refused.contains(&format!("{name}: {sentence}"));
-        for sentence in fresh.filter(|one| !(name.starts_with("Service ") && refused(one))) {
+        for sentence in fresh.filter(|one| !(has_own && refused(one))) {
             let Some(object) = object(name) else { continue };
             let reason = if refused(sentence) { "Refused" } else { "Odd" };
             let message = sentence.clone();

@@ -6,9 +6,14 @@
 //! anywhere: nothing points to what is not there yet, and nothing goes before its replacement is
 //! there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use datapath::limits::INTERNAL_RANGES_MAX;
+use datapath::tables::FirstBytes;
+use ipnet::Ipv4Net;
 use thiserror::Error;
+
+use crate::objects::Objects;
 
 mod agent;
 mod mux;
@@ -67,4 +72,25 @@ fn gone<'a, K: Ord, V>(
     desired: &'a BTreeMap<K, V>,
 ) -> impl Iterator<Item = &'a K> {
     present.keys().filter(|key| !desired.contains_key(key))
+}
+
+/// Where pods, nodes and muxes are: nothing comes in by a mux from there.
+fn internal_ranges(objects: &Objects) -> BTreeSet<Ipv4Net> {
+    let networks = || objects.node_networks.values().map(|network| &network.spec);
+    let cidrs = networks().flat_map(|spec| spec.pod_cidrs.iter().copied());
+    let nodes = networks().filter_map(|spec| spec.address);
+    let muxes = objects.mux_networks.values().filter_map(|mux| mux.spec.address);
+    let pods = objects.pods.values().filter_map(|pod| pod.status.pod_ip);
+    let single = nodes.chain(muxes).chain(pods).map(Ipv4Net::from);
+    let nets: Vec<Ipv4Net> = cidrs.chain(single).collect();
+    Ipv4Net::aggregate(&nets).into_iter().take(INTERNAL_RANGES_MAX as usize).collect()
+}
+
+/// The first bytes of addresses in these ranges.
+pub fn first_bytes(ranges: &BTreeSet<Ipv4Net>) -> FirstBytes {
+    let mut set = FirstBytes::default();
+    for net in ranges {
+        set.add(net.network().octets()[0], net.prefix_len());
+    }
+    set
 }

@@ -1,11 +1,13 @@
-//! What an API server refuses of a Service, rule by rule, in its words. Whoever breaks a rule is
-//! refused by name, and what runs goes on.
+//! What an API server refuses of a Service, rule by rule, in its words; of the other kinds that
+//! people bring it is in [`objects`]. Whoever breaks a rule is refused by name, and what runs goes
+//! on.
 //!
 //! The rules are those of Kubernetes' documents for the fields that matter here. Fields that an API
 //! server fills in may be absent: an object here may not have been created yet. And fields that
 //! only another type has are no fault: an API server takes them away when the type changes.
 
 mod names;
+mod objects;
 
 use std::collections::BTreeSet;
 use std::fmt::{Debug, Display};
@@ -13,7 +15,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::kubernetes::Service;
+use crate::kubernetes::{ObjectMeta, Service};
+
+pub use objects::{Checked, metadata};
 
 /// A port that no load balancer may expose: kubelets listen there.
 const KUBELET_PORT: i64 = 10_250;
@@ -144,14 +148,22 @@ fn namespace(service: &Service, violations: &mut Violations) {
 }
 
 fn labels(service: &Service, violations: &mut Violations) {
-    for (key, value) in &service.metadata.labels {
+    labels_of(&service.metadata, violations);
+}
+
+fn labels_of(metadata: &ObjectMeta, violations: &mut Violations) {
+    for (key, value) in &metadata.labels {
         violations.name("metadata.labels", key, names::qualified);
         violations.name(format_args!("metadata.labels[{key}]"), value, names::label_value);
     }
 }
 
 fn annotations(service: &Service, violations: &mut Violations) {
-    let annotations = &service.metadata.annotations;
+    annotations_of(&service.metadata, violations);
+}
+
+fn annotations_of(metadata: &ObjectMeta, violations: &mut Violations) {
+    let annotations = &metadata.annotations;
     for key in annotations.keys() {
         violations
             .name("metadata.annotations", key, |key| names::qualified(&key.to_ascii_lowercase()));
@@ -425,5 +437,7 @@ fn load_balancer_class(service: &Service, violations: &mut Violations) {
     }
 }
 
+#[cfg(test)]
+mod object_tests;
 #[cfg(test)]
 mod tests;

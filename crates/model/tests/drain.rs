@@ -49,6 +49,7 @@ impl Mux {
             gateway_mac: [2, 0, 0, 0, 0, 1],
             epoch: 1,
             seed: 7,
+            ..MuxSettings::default()
         };
         let (tables, notes) = (MuxTables::default(), RefCell::default());
         Mux { name: name.into(), settings, tables, notes }
@@ -62,6 +63,7 @@ impl Mux {
         self.tables.epoch = wanted.epoch;
         self.tables.address = wanted.address;
         self.tables.gateway = wanted.gateway;
+        self.tables.tags = wanted.tags;
         self.tables.deadlines.clone_from(&wanted.deadlines);
         assert_eq!(self.tables, wanted, "edits lead to what was wanted");
     }
@@ -110,6 +112,9 @@ impl datapath::mux::MuxTables for Mux {
     }
     fn allows(&self, _rule: u32, _source: &Address) -> bool {
         true
+    }
+    fn is_internal(&self, _address: &Address) -> bool {
+        false
     }
     fn leftover(&self, _key: &LeftoverKey<Address>) -> Option<&u32> {
         None

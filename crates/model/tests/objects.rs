@@ -75,6 +75,17 @@ fn samples() -> Vec<Value> {
                 "resting": [{"address": "203.0.113.1", "start": 2048, "length": 8, "until": 9000}],
             }}),
         ),
+        document(
+            "WrapKeys",
+            "default",
+            json!({
+                "data": {"first": "AAECAwQFBgcICQoLDA0ODw==", "second": "EBESExQVFhcYGRobHB0eHw=="},
+                "spec": {
+                    "epoch": 3, "tag": true, "second": true, "check": true, "fresh": false,
+                    "followedSince": 9000, "inUseSince": 8000,
+                },
+            }),
+        ),
         document("Service", "web", json!({"spec": {"type": "LoadBalancer"}})),
         document("Node", "n1", json!({"spec": {"podCIDR": "10.100.1.0/24"}})),
         document(

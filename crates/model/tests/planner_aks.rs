@@ -206,7 +206,7 @@ fn a_bad_profile_is_refused_by_aks_own_names_and_changes_nothing() {
             "InvalidLoadBalancerProfileManagedOutboundIPCount",
         ),
         (
-            profile(json!({"managedOutboundIPs": {"count": 101}})),
+            profile(json!({"managedOutboundIPs": {"count": 17}})),
             "InvalidLoadBalancerProfileManagedOutboundIPCount",
         ),
         (

@@ -163,7 +163,9 @@ fn two_services_share_an_address_and_the_last_one_takes_it_away() {
     assert_eq!(play.public().properties.frontend_ip_configurations[0].name, prefix("a"));
     assert_eq!(play.public().properties.load_balancing_rules.len(), 1);
     assert_eq!(play.security_rules().len(), 1);
-    play.delete("b");
+    let step = play.delete("b");
+    let events = &step.services["default/b"].events;
+    assert!(events.iter().all(|event| !event.starts_with("Warning ")), "{events:?}");
     assert!(play.resources.load_balancers.is_empty());
     assert_eq!(play.public_ips(), Vec::<&str>::new());
     assert_eq!(play.security_rules(), []);
@@ -560,6 +562,42 @@ fn an_empty_pool_of_addresses_is_said_before_anything_is_made() {
     let before = play.clone();
     let step = play.apply([service("b")]);
     assert_refused(&before, &step, "b", &["no free IPv4 address", "PublicIPPool"]);
+}
+
+#[test]
+fn a_pool_of_addresses_that_are_somebodys_is_refused_and_nobody_draws_from_it() {
+    for (prefix, whose) in [
+        ("11.0.0.4", "of Node n1"),
+        ("11.0.0.0/24", "of Node n1"),
+        ("12.1.0.200-12.1.1.3", "of pods of Node n1"),
+        ("10.9.0.0/16", "privateRanges"),
+        ("192.168.7.7", "privateRanges"),
+        ("224.0.0.0/24", "no host has"),
+        ("240.0.0.1", "no host has"),
+        ("0.0.0.0/0", "of Node n1"),
+        ("fe80::/64", "no host has"),
+    ] {
+        let mut play = Play::aks(json!({}));
+        let mut first = node("n1", &["11.0.0.4"]);
+        first.spec.pod_cidr = Some("12.1.1.0/24".into());
+        play.nodes = vec![first];
+        let pool = |name: &str, prefixes: serde_json::Value| {
+            serde_json::from_value(json!({
+                "metadata": {"name": name}, "spec": {"prefixes": prefixes},
+            }))
+            .unwrap()
+        };
+        play.pools = vec![pool("bad", json!(["198.51.100.0/28", prefix]))];
+        play.pools.push(pool("good", json!(["203.0.113.7"])));
+        let step = play.step();
+        let refused: Vec<_> =
+            step.refused.iter().filter(|line| line.starts_with("PublicIPPool bad: ")).collect();
+        assert_eq!(refused.len(), 1, "{prefix}: {:?}", step.refused);
+        assert!(refused[0].contains(prefix) && refused[0].contains(whose), "{refused:?}");
+        let given = play.resources.public_ip_addresses.values();
+        let given: Vec<_> = given.filter_map(|ip| ip.properties.ip_address.clone()).collect();
+        assert_eq!(given, ["203.0.113.7"], "{prefix}");
+    }
 }
 
 #[test]

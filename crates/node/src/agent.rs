@@ -18,7 +18,7 @@ use model::{
     lease::{Drained, PortRange},
     objects::Objects,
     runtime::NodeNetworkStatus,
-    tables::{AgentEdit, AgentTables, agent_tables},
+    tables::{AgentEdit, AgentTables, agent_tables, first_bytes},
     truth::Truth,
 };
 
@@ -367,6 +367,7 @@ impl<'a> Agent<'a> {
         self.present.epoch = desired.epoch;
         self.present.node = desired.node;
         self.present.flags = desired.flags;
+        self.present.tags = desired.tags;
         self.present.timers = desired.timers;
         self.present.taken = desired.taken;
         self.hold_against(desired.truth);
@@ -403,6 +404,9 @@ impl<'a> Agent<'a> {
             flags: desired.flags | self.hold | self.short,
             epoch,
             timers: desired.timers,
+            tag_keys: desired.tags.keys.0,
+            tag_epoch: desired.tags.epoch,
+            internal: first_bytes(&desired.internal),
             ..self.settings
         };
         if settings.seed == [0; 2] {
@@ -611,6 +615,7 @@ impl<'a> Agent<'a> {
             heartbeat: source::now(),
             drained: self.drained.clone(),
             used_ports: self.usage.ports_used,
+            tag_epoch: self.settings.tag_epoch,
             flows: self.usage.addresses.iter().map(|(ip, flows)| ((*ip).into(), *flows)).collect(),
             ..NodeNetworkStatus::default()
         })

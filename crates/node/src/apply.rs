@@ -9,16 +9,17 @@ use std::{
 use datapath::{
     limits::INBOUND_ALLOWANCE,
     positions::{Bits, SUMMARY},
-    tables::{AgentSettings, AllowedSource, MuxSettings},
+    tables::{AgentSettings, AllowedClient, AllowedSource, MuxSettings, agent_flag, mux_flag},
 };
 use ipnet::Ipv4Net;
 use model::{
     tables::{AgentEdit, AgentTables, MuxEdit, MuxTables},
+    tags::{HiddenKeys, Tags},
     truth::Truth,
 };
 
 use crate::{
-    maps::{Address, AgentMaps, AgentMemory, MuxMaps, TableError},
+    maps::{Address, AgentMaps, AgentMemory, MuxMaps, Prefixes, TableError},
     raw::{PositionsMemory, Raw},
 };
 
@@ -44,11 +45,8 @@ pub fn edit_agent(
         AgentEdit::Source(net, None) => {
             maps.sources.remove(net.prefix_len().into(), Raw(net.network().into()))
         }
-        AgentEdit::PrivateRange(net, true) => {
-            maps.private_ranges.set(net.prefix_len().into(), Raw(net.network().into()), &1)
-        }
-        AgentEdit::PrivateRange(net, false) => {
-            maps.private_ranges.remove(net.prefix_len().into(), Raw(net.network().into()))
+        AgentEdit::PrivateRange(net, present) => {
+            edit_prefix(&mut maps.private_ranges, *net, *present)
         }
         AgentEdit::Policy(index, row) => maps.policies.set(*index, &Raw(*row)),
         AgentEdit::Block(index, row) => maps.blocks.set(*index, &Raw(*row)),
@@ -59,6 +57,15 @@ pub fn edit_agent(
         AgentEdit::Frontend(index, address) => maps.frontends.set(*index, &Raw(*address)),
         AgentEdit::Vip(address, true) => maps.vips.set(&Raw(*address), &Raw(Default::default())),
         AgentEdit::Vip(address, false) => maps.vips.remove(&Raw(*address)),
+        AgentEdit::Internal(net, present) => edit_prefix(&mut maps.internal, *net, *present),
+        AgentEdit::AllowedSource(service, net, present) => {
+            let key = AllowedClient { service: *service, source: net.network().into() };
+            let bits = SERVICE_BITS + u32::from(net.prefix_len());
+            match present {
+                true => maps.allowed_sources.set(bits, Raw(key), &1),
+                false => maps.allowed_sources.remove(bits, Raw(key)),
+            }
+        }
         AgentEdit::Mux(address, true) => maps.muxes.set(&Raw(*address), &1),
         AgentEdit::Mux(address, false) => maps.muxes.remove(&Raw(*address)),
         AgentEdit::Service(key, Some(row)) => maps.services.set(&Raw(*key), &Raw(*row)),
@@ -81,6 +88,24 @@ pub fn edit_agent(
     }
 }
 
+/// Puts a prefix into a table, or takes it out.
+fn edit_prefix(
+    table: &mut Prefixes<Raw<Address>, u32>,
+    net: Ipv4Net,
+    present: bool,
+) -> Result<(), TableError> {
+    let network = Raw(net.network().into());
+    match present {
+        true => table.set(net.prefix_len().into(), network, &1),
+        false => table.remove(net.prefix_len().into(), network),
+    }
+}
+
+/// The prefixes in a table.
+fn prefixes(table: &Prefixes<Raw<Address>, u32>) -> Result<BTreeSet<Ipv4Net>, TableError> {
+    Ok(table.all()?.into_iter().map(|(bits, net, _)| prefix(bits, net.0)).collect())
+}
+
 /// Lets new flows take exactly the positions `bits` of one word.
 fn open_positions(positions: &PositionsMemory, word: u32, bits: u64) {
     let word = word as usize;
@@ -100,7 +125,9 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
     let settings: AgentSettings<Address> = maps.settings.get(0)?.0;
     let sources =
         maps.sources.all()?.into_iter().map(|(bits, net, row)| (prefix(bits, net.0), row.0));
-    let private = maps.private_ranges.all()?.into_iter().map(|(bits, net, _)| prefix(bits, net.0));
+    let allowed = maps.allowed_sources.all()?.into_iter().map(|(bits, key, _)| {
+        (key.0.service, prefix(bits.saturating_sub(SERVICE_BITS), key.0.source))
+    });
     let mut open = BTreeMap::new();
     if let Some(barred) = memory.positions.row(0) {
         let words = barred.words.iter().enumerate();
@@ -115,7 +142,7 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
         flags: settings.flags,
         timers: settings.timers,
         sources: sources.collect(),
-        private_ranges: private.collect(),
+        private_ranges: prefixes(&maps.private_ranges)?,
         policies: filled(maps.policies.all()?.into_iter().map(|row| row.0)),
         blocks: filled(maps.blocks.all()?.into_iter().map(|row| row.0)),
         open,
@@ -123,6 +150,16 @@ pub fn read_agent(maps: &AgentMaps, memory: &AgentMemory) -> Result<AgentTables,
         taken: BTreeSet::new(),
         vips: maps.vips.all()?.into_iter().map(|(address, _)| address.0).collect(),
         muxes: maps.muxes.all()?.into_iter().map(|(address, _)| address.0).collect(),
+        tags: Tags {
+            epoch: settings.tag_epoch,
+            keys: HiddenKeys(settings.tag_keys),
+            check: settings.flags & agent_flag::CHECK_TAGS != 0,
+            // What a mux does with them.
+            tag: false,
+            second: false,
+        },
+        internal: prefixes(&maps.internal)?,
+        allowed_sources: allowed.collect(),
         services: maps.services.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
         endpoints: filled(maps.endpoints.all()?.into_iter().map(|row| row.0)),
         quotas: maps.quotas.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
@@ -151,6 +188,7 @@ pub fn edit_mux(maps: &mut MuxMaps, edit: &MuxEdit) -> Result<(), TableError> {
         MuxEdit::Rule(key, Some(row)) => maps.rules.set(&Raw(*key), &Raw(*row)),
         MuxEdit::Rule(key, None) => maps.rules.remove(&Raw(*key)),
         MuxEdit::Maglev(index, row) => maps.maglev.set(*index, &Raw(*row)),
+        MuxEdit::Internal(net, present) => edit_prefix(&mut maps.internal, *net, *present),
         MuxEdit::AllowedSource(rule, net, present) => {
             let key = AllowedSource { rule: rule.to_be_bytes(), source: net.network().into() };
             let bits = RULE_BITS + u32::from(net.prefix_len());
@@ -162,6 +200,8 @@ pub fn edit_mux(maps: &mut MuxMaps, edit: &MuxEdit) -> Result<(), TableError> {
     }
 }
 
+/// Bits of the Service port in front of an allowed source.
+const SERVICE_BITS: u32 = 64;
 /// Bits of the rule's id in front of an allowed source.
 const RULE_BITS: u32 = 32;
 
@@ -191,6 +231,14 @@ pub fn read_mux(maps: &MuxMaps) -> Result<MuxTables, TableError> {
         keepers: filled(maps.keepers.all()?.into_iter().map(|row| row.0)),
         rules: maps.rules.all()?.into_iter().map(|(key, row)| (key.0, row.0)).collect(),
         maglev: filled(maps.maglev.all()?.into_iter().map(|row| row.0)),
+        tags: Tags {
+            epoch: settings.tag_epoch,
+            keys: HiddenKeys(settings.tag_keys),
+            tag: settings.flags & mux_flag::TAG != 0,
+            second: settings.flags & mux_flag::SECOND_KEY != 0,
+            check: settings.flags & mux_flag::CHECK_TAGS != 0,
+        },
+        internal: prefixes(&maps.internal)?,
         // Whoever wrote the rows knew; now they last for the whole time again.
         deadlines: BTreeMap::new(),
         allowed_sources: allowed.collect(),

@@ -12,8 +12,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use datapath::tables::{
-    AgentSettings, AllowedSource, Block, Endpoint, Flow, FlowKey, LeftoverKey, MuxSettings,
-    NearVip, Node, Owners, Policy, Quota, Row, Rule, RuleKey, Service, Source, Vip,
+    AgentSettings, AllowedClient, AllowedSource, Block, Endpoint, Flow, FlowKey, LeftoverKey,
+    MuxSettings, NearVip, Node, Owners, Policy, Quota, Row, Rule, RuleKey, Service, Source, Vip,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -289,6 +289,10 @@ pub struct AgentMaps {
     pub vips: Hash<Raw<Address>, Raw<Vip>>,
     /// Addresses that may send wrapped packets.
     pub muxes: Hash<Raw<Address>, u32>,
+    /// Pods, nodes and muxes.
+    pub internal: Prefixes<Raw<Address>, u32>,
+    /// Who may use restricted Services.
+    pub allowed_sources: Prefixes<Raw<AllowedClient<Address>>, u32>,
     /// Service ports served here.
     pub services: Hash<Raw<RuleKey<Address>>, Raw<Service>>,
     /// Their pods.
@@ -314,6 +318,8 @@ impl AgentMaps {
             frontends: Rows::open(pins, "frontends")?,
             vips: Hash::open(pins, "vips")?,
             muxes: Hash::open(pins, "muxes")?,
+            internal: Prefixes::open(pins, "internal_ranges")?,
+            allowed_sources: Prefixes::open(pins, "allowed_sources")?,
             services: Hash::open(pins, "services")?,
             endpoints: Rows::open(pins, "endpoints")?,
             quotas: Hash::open(pins, "quotas")?,
@@ -427,6 +433,8 @@ pub struct MuxMaps {
     pub leftovers: Hash<Raw<LeftoverKey<Address>>, u32>,
     /// All muxes.
     pub muxes: Hash<Raw<Address>, u32>,
+    /// Pods, nodes and muxes.
+    pub internal: Prefixes<Raw<Address>, u32>,
     /// Which of them keeps which part of all datagrams.
     pub keepers: Rows<Raw<Address>>,
     /// Load-balancing rules.
@@ -450,6 +458,7 @@ impl MuxMaps {
             nodes: Rows::open(pins, "nodes")?,
             leftovers: Hash::open(pins, "leftovers")?,
             muxes: Hash::open(pins, "muxes")?,
+            internal: Prefixes::open(pins, "internal_ranges")?,
             keepers: Rows::open(pins, "keepers")?,
             rules: Hash::open(pins, "rules")?,
             maglev: Rows::open(pins, "maglev")?,

@@ -8,11 +8,14 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
-use datapath::{limits::GUE_PORT, tables::MuxSettings};
+use datapath::{
+    limits::GUE_PORT,
+    tables::{MuxSettings, mux_flag},
+};
 use model::{
     objects::Objects,
     runtime::MuxNetworkStatus,
-    tables::{MuxTables, mux_tables},
+    tables::{MuxTables, first_bytes, mux_tables},
 };
 
 use crate::{
@@ -119,7 +122,7 @@ pub fn run_mux(source: &mut dyn Source, config: &MuxConfig, stop: &Stop) -> Resu
             outcome = outcome.and(found).and_then(|()| mux.report_news(source));
         }
         let is_due = reported.is_none_or(|last| last.elapsed() >= HEARTBEAT);
-        let state = (mux.is_ready(), mux.settings.epoch);
+        let state = (mux.is_ready(), mux.settings.epoch, mux.settings.tag_epoch);
         // Every report wakes whoever watches, ourselves too.
         if mux.is_attached && (is_due || said != Some(state)) {
             outcome = outcome.and_then(|()| mux.report(source, mux.is_ready(), false));
@@ -223,6 +226,7 @@ impl<'a> Mux<'a> {
         };
         self.present.epoch = desired.epoch;
         self.present.address = desired.address;
+        self.present.tags = desired.tags;
         self.present.deadlines = desired.deadlines;
         self.write_settings(self.settings.gateway_mac)?;
         self.is_filled = true;
@@ -237,6 +241,7 @@ impl<'a> Mux<'a> {
         let interface = neighbour::interface(&self.config.interface)?;
         self.is_up = interface.is_up;
         let mtu = u16::try_from(interface.mtu).unwrap_or(u16::MAX);
+        let tags = self.present.tags;
         let settings = MuxSettings {
             address: self.present.address,
             gue_port: self.config.gue_port,
@@ -245,6 +250,17 @@ impl<'a> Mux<'a> {
             gateway_mac,
             epoch: self.present.epoch,
             seed: self.config.seed,
+            tag_keys: tags.keys.0,
+            internal: first_bytes(&self.present.internal),
+            flags: [
+                (tags.tag, mux_flag::TAG),
+                (tags.second, mux_flag::SECOND_KEY),
+                (tags.check, mux_flag::CHECK_TAGS),
+            ]
+            .into_iter()
+            .filter(|(is_set, _)| *is_set)
+            .fold(0, |flags, (_, flag)| flags | flag),
+            tag_epoch: tags.epoch,
         };
         if settings != self.settings {
             self.maps.settings.set(0, &Raw(settings))?;
@@ -342,6 +358,7 @@ impl<'a> Mux<'a> {
             heartbeat: source::now(),
             ready,
             withdrawn,
+            tag_epoch: self.settings.tag_epoch,
             trouble: self.trouble.clone(),
         };
         source.report_mux(&self.config.mux, &status).context("cannot report")

@@ -10,7 +10,9 @@ use datapath::{
     Port,
     positions::{Bits, fingerprint, probe},
     protocol,
-    tables::{AgentSettings, Flow, FlowKey, FlowKind, Quota, Side, Ticks, Timers, mark},
+    tables::{
+        AgentSettings, FirstBytes, Flow, FlowKey, FlowKind, Quota, Side, Ticks, Timers, mark,
+    },
 };
 use node::{
     clock, load,
@@ -32,6 +34,10 @@ const SETTINGS: AgentSettings<Address> = AgentSettings {
     flags: 0,
     epoch: 1,
     timers: [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY],
+    tag_keys: [[0; 2]; 2],
+    internal: FirstBytes([0; 4]),
+    tag_epoch: 0,
+    reserved: 0,
 };
 
 /// Tables in the kernel, without programs at work.

@@ -8,7 +8,7 @@ use datapath::{
     flow::{self, ALONE, LEAP_MAX, UNACKNOWLEDGED_MAX},
     packet::{ETHERNET, Headers, ipv4},
     protocol::{ICMP, TCP, UDP},
-    tables::{AgentSettings, Flow, Side, Ticks, Timers, mark},
+    tables::{AgentSettings, FirstBytes, Flow, Side, Ticks, Timers, mark},
 };
 
 use crate::{
@@ -203,6 +203,10 @@ const SETTINGS: AgentSettings<Ipv4> = AgentSettings {
     flags: 0,
     epoch: 0,
     timers: [Timers::from_seconds(100, 200, 10), Timers::from_seconds(20, 50, 12)],
+    tag_keys: [[0; 2]; 2],
+    internal: FirstBytes([0; 4]),
+    tag_epoch: 0,
+    reserved: 0,
 };
 
 #[test]

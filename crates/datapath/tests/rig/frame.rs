@@ -7,10 +7,13 @@
 //! ip 10.244.1.5 > 198.51.100.7 udp 40000 > 53 data 4 | set 38 ffff | cut 40
 //! ```
 
+use std::hash::Hasher;
+
 use etherparse::{
     EtherType, Ethernet2Header, IcmpEchoHeader, Icmpv4Header, Icmpv4Type, IpFragOffset, IpNumber,
     Ipv4Header, TcpHeader, UdpHeader,
 };
+use siphasher::sip::SipHasher13;
 
 /// The bytes of the frame that `words` describe, or what is wrong with them.
 pub fn build(words: &str) -> Result<Vec<u8>, String> {
@@ -70,6 +73,7 @@ fn wrapped(tokens: &mut Tokens<'_>) -> Result<Vec<u8>, String> {
     let mut from = 50_000;
     let mut port = 6080;
     let mut tos = 0;
+    let mut slot = None;
     let mut gue = [0; 16];
     gue[..2].copy_from_slice(&[3, 4]);
     loop {
@@ -81,11 +85,17 @@ fn wrapped(tokens: &mut Tokens<'_>) -> Result<Vec<u8>, String> {
             tos = tokens.number()?;
         } else if tokens.take("other") {
             gue[4..8].copy_from_slice(&tokens.address()?);
+        } else if tokens.take("tag") {
+            slot = Some(tokens.number::<u8>()? & 1);
         } else {
             break;
         }
     }
-    let inner = [gue.to_vec(), internet(tokens)?].concat();
+    let inner = internet(tokens)?;
+    if let Some(slot) = slot {
+        gue[8..].copy_from_slice(&tag(&inner, slot));
+    }
+    let inner = [gue.to_vec(), inner].concat();
     let udp = UdpHeader {
         source_port: from,
         destination_port: port,
@@ -100,6 +110,31 @@ fn wrapped(tokens: &mut Tokens<'_>) -> Result<Vec<u8>, String> {
     packet.extend(udp.to_bytes());
     packet.extend(inner);
     Ok(packet)
+}
+
+/// The keys that tags are made with here.
+pub const TAG_KEYS: [[u64; 2]; 2] = [
+    [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
+    [0x1716_1514_1312_1110, 0x1f1e_1d1c_1b1a_1918],
+];
+
+/// The tag of a packet as another library's SipHash makes it: of both addresses, ports,
+/// identification and protocol, the slot in its first bit.
+fn tag(packet: &[u8], slot: u8) -> [u8; 8] {
+    let [low, high] = TAG_KEYS[usize::from(slot)];
+    let l4 = usize::from(packet[0] & 0x0f) * 4;
+    let is_later = (packet[6] & 0x1f) | packet[7] != 0;
+    let ports: &[u8] = match (packet[9], packet.get(l4)) {
+        _ if is_later => &[0; 4],
+        (6 | 17, _) => &packet[l4..l4 + 4],
+        (1, Some(0 | 8)) => &[&packet[l4 + 4..l4 + 6]; 2].concat(),
+        _ => &[0; 4],
+    };
+    let mut hasher = SipHasher13::new_with_keys(low, high);
+    hasher.write(&[&packet[12..20], ports, &packet[4..6], &packet[9..10]].concat());
+    let mut tag = hasher.finish().to_le_bytes();
+    tag[0] = tag[0] & 0xfe | slot;
+    tag
 }
 
 fn internet(tokens: &mut Tokens<'_>) -> Result<Vec<u8>, String> {

@@ -66,6 +66,7 @@ impl Host {
         // Kernel arrays hold all rows from the start, zeroes where nothing was written.
         let settings = given.agent.map_or_else(Default::default, |agent| AgentSettings {
             adopt_until: START + given.adopt_for * 1_000_000_000,
+            internal: given.first_bytes(),
             ..agent
         });
         let positions: Vec<_> = (0..rows).map(|_| Positions::new()).collect();
@@ -75,7 +76,10 @@ impl Host {
         let tables = Rows {
             given: given.clone(),
             settings,
-            mux: given.mux.unwrap_or_default(),
+            mux: given.mux.map_or_else(Default::default, |mux| MuxSettings {
+                internal: given.first_bytes(),
+                ..mux
+            }),
             near_vips: given.near_vips(),
             owners: rows_of(&given.owners),
             maglev: rows_of(&given.maglev),
@@ -386,6 +390,14 @@ impl AgentTables<V4> for Rows {
         self.given.agent_vips.contains(address)
     }
 
+    fn is_internal(&self, address: &Address) -> bool {
+        self.given.internal.iter().any(|prefix| covers(prefix, address))
+    }
+
+    fn allows(&self, service: &RuleKey<Address>, source: &Address) -> bool {
+        self.given.clients.iter().any(|(key, prefix)| key == service && covers(prefix, source))
+    }
+
     fn is_mux(&self, address: &Address) -> bool {
         self.given.muxes.contains(address)
     }
@@ -480,6 +492,10 @@ impl MuxTables for Rows {
 
     fn allows(&self, rule: u32, source: &Address) -> bool {
         self.given.allowed.iter().any(|(id, prefix)| *id == rule && covers(prefix, source))
+    }
+
+    fn is_internal(&self, address: &Address) -> bool {
+        AgentTables::is_internal(self, address)
     }
 
     fn leftover(&self, key: &LeftoverKey<Address>) -> Option<&u32> {

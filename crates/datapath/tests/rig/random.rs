@@ -75,12 +75,14 @@ impl Traffic {
         let (hook, words) = match self.dice.random_range(0..10) {
             0..4 => (Hook::Egress, self.outbound()),
             4..6 => {
-                let (mux, other) = (self.mux(), self.other());
-                (Hook::Ingress, format!("gue 10.0.0.{mux} > 10.0.0.11 {other} {}", self.reply()))
+                let (mux, other, tag) = (self.mux(), self.other(), self.tag());
+                let reply = self.reply();
+                (Hook::Ingress, format!("gue 10.0.0.{mux} > 10.0.0.11 {other} {tag} {reply}"))
             }
             6..8 => {
-                let other = self.other();
-                (Hook::Ingress, format!("gue 10.0.0.2 > 10.0.0.11 {other} {}", self.inbound()))
+                let (other, tag) = (self.other(), self.tag());
+                let inbound = self.inbound();
+                (Hook::Ingress, format!("gue 10.0.0.2 > 10.0.0.11 {other} {tag} {inbound}"))
             }
             8 => {
                 let inner = match self.dice.random_range(0..10) {
@@ -91,7 +93,10 @@ impl Traffic {
                 let is_other = self.dice.random_ratio(1, 20);
                 let mac = if is_other { "020000000009" } else { "020000000002" };
                 let handed_over = match self.dice.random_range(0..5) {
-                    0 => format!("gue 10.0.0.{} > 10.0.0.2", self.dice.random_range(2..6)),
+                    0 => {
+                        let from = self.dice.random_range(2..6);
+                        format!("gue 10.0.0.{from} > 10.0.0.2 {}", self.tag())
+                    }
                     _ => String::new(),
                 };
                 (Hook::Mux, format!("eth 020000000001 > {mac} {handed_over} {inner}"))
@@ -220,6 +225,16 @@ impl Traffic {
         format!("ip {source} > {target} {header} {rest}")
     }
 
+    /// How a wrapped packet is signed.
+    fn tag(&mut self) -> &'static str {
+        match self.dice.random_range(0..40) {
+            0 => "",
+            1 => "tos 3 tag 1",
+            2..12 => "tag 1",
+            _ => "tag 0",
+        }
+    }
+
     /// A packet that goes against one that left, or an error about it.
     fn reply(&mut self) -> String {
         if self.outside.is_empty() {
@@ -334,7 +349,7 @@ pub fn arbitrary(dice: &mut StdRng) -> Vec<u8> {
 }
 
 const TABLES: &str = "\
-agent node=10.0.0.11 mss=1416 flow-entries=301 flag=quotas
+agent node=10.0.0.11 mss=1416 flow-entries=301 flag=quotas flag=check-tags
 source 10.244.1.0/24 tcp=0 udp=0 icmp=0 other=0
 source 10.244.1.5/32 tcp=0 udp=0 icmp=0 other=3
 source 10.244.1.6/32 tcp=0 udp=0 icmp=0 other=3
@@ -363,7 +378,8 @@ agent-vip 203.0.113.2
 mux-address 10.0.0.2
 mux-address 10.0.0.3
 service 203.0.113.1:80/tcp first=0 count=3
-service 203.0.113.2:80/tcp first=0 count=2 flag=affinity
+service 203.0.113.2:80/tcp first=0 count=2 flag=affinity flag=restricted
+allow-client 203.0.113.2:80/tcp 192.0.2.50/31
 service 203.0.113.1:53/udp first=3 count=1
 service 203.0.113.2:53/udp first=3 count=1
 service 203.0.113.1:443/tcp first=2 count=0
@@ -371,7 +387,10 @@ endpoint 0 10.244.1.5:8080
 endpoint 1 10.244.1.6:8080
 endpoint 2 10.244.1.7:8080
 endpoint 3 10.244.1.6:5353
-mux address=10.0.0.2 mtu=1600 mac=02:00:00:00:00:02 gateway=02:00:00:00:00:01
+mux address=10.0.0.2 mtu=1600 mac=02:00:00:00:00:02 gateway=02:00:00:00:00:01 \
+flag=tag flag=check-tags
+internal 10.244.0.0/16
+internal 192.0.2.55/32
 vip 203.0.113.1 3
 vip 203.0.113.2 1023 whole=2
 owner 203.0.113.1 64000-64007 1

@@ -10,7 +10,7 @@ use datapath::{
     tables::*,
 };
 
-use super::frame::mac;
+use super::frame::{TAG_KEYS, mac};
 
 /// An IPv4 address.
 pub type Address = datapath::Ipv4;
@@ -32,7 +32,11 @@ pub struct Tables {
     pub frontends: BTreeMap<u16, Address>,
     pub agent_vips: BTreeSet<Address>,
     pub muxes: BTreeSet<Address>,
+    /// Pods, nodes and muxes, as a node and a mux know them.
+    pub internal: BTreeSet<Prefix>,
     pub services: BTreeMap<RuleKey<Address>, Service>,
+    /// By Service port.
+    pub clients: BTreeSet<(RuleKey<Address>, Prefix)>,
     pub endpoints: BTreeMap<u32, Endpoint<Address>>,
     pub quotas: BTreeMap<Address, Quota>,
     /// Limits by row.
@@ -67,7 +71,9 @@ impl Default for Tables {
             frontends: BTreeMap::new(),
             agent_vips: BTreeSet::new(),
             muxes: BTreeSet::new(),
+            internal: BTreeSet::new(),
             services: BTreeMap::new(),
+            clients: BTreeSet::new(),
             endpoints: BTreeMap::new(),
             quotas: BTreeMap::new(),
             limits: BTreeMap::new(),
@@ -114,6 +120,13 @@ impl Tables {
             }
             "mux-address" => {
                 self.muxes.insert(words.address()?);
+            }
+            "internal" => {
+                self.internal.insert(words.prefix()?);
+            }
+            "allow-client" => {
+                let service = words.rule()?;
+                self.clients.insert((service, words.prefix()?));
             }
             "service" => {
                 let key = words.rule()?;
@@ -206,6 +219,7 @@ impl Tables {
                 "quotas" => agent_flag::QUOTAS,
                 "hold" => agent_flag::HOLD,
                 "leaving" => agent_flag::LEAVING,
+                "check-tags" => agent_flag::CHECK_TAGS,
                 other => return Err(format!("{other}: no flag of an agent")),
             };
         }
@@ -218,6 +232,8 @@ impl Tables {
             flags,
             epoch: 1,
             timers: [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY],
+            tag_keys: TAG_KEYS,
+            ..AgentSettings::default()
         });
         Ok(())
     }
@@ -277,6 +293,15 @@ impl Tables {
     }
 
     fn mux_line(&mut self, words: &mut Words<'_>) -> Result<(), String> {
+        let mut flags = 0;
+        while let Ok(flag) = words.value::<String>("flag") {
+            flags |= match flag.as_str() {
+                "tag" => mux_flag::TAG,
+                "second-key" => mux_flag::SECOND_KEY,
+                "check-tags" => mux_flag::CHECK_TAGS,
+                other => return Err(format!("{other}: no flag of a mux")),
+            };
+        }
         self.mux = Some(MuxSettings {
             address: words.value_address("address")?,
             gue_port: words.value_or("gue-port", 6080)?,
@@ -285,6 +310,9 @@ impl Tables {
             gateway_mac: mac(&words.value_or("gateway", "000000000000".to_owned())?)?,
             epoch: 1,
             seed: words.value_or("seed", 3)?,
+            tag_keys: TAG_KEYS,
+            flags,
+            ..MuxSettings::default()
         });
         Ok(())
     }
@@ -339,6 +367,21 @@ impl Tables {
             other => return Err(format!("{other}: nothing that can be forgotten")),
         }
         Ok(())
+    }
+
+    /// First bytes of what is internal.
+    pub fn first_bytes(&self) -> FirstBytes {
+        let mut set = FirstBytes::default();
+        for byte in 0..=u8::MAX {
+            let is_inside = |(length, network): &Prefix| {
+                let bits = u32::from(*length).min(8);
+                bits == 0 || (network.wire()[0] ^ byte) >> (8 - bits) == 0
+            };
+            if self.internal.iter().any(is_inside) {
+                set.0[usize::from(byte) / 64] |= 1 << (byte % 64);
+            }
+        }
+        set
     }
 
     /// Row 0 of the positions: what new flows may not take.

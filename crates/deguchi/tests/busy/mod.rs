@@ -1,5 +1,7 @@
 //! Connections that ask all the time, many of them in one thread.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;

@@ -33,6 +33,11 @@ pub fn udp(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
+/// What a mux puts in front of a packet behind UDP, without a tag.
+pub fn gue(packet: &[u8]) -> Vec<u8> {
+    [&[3, 4, 0, 0][..], &[0; 12], packet].concat()
+}
+
 /// A TCP packet of flags and numbers alone.
 pub fn tcp(from: SocketAddrV4, to: SocketAddrV4, flags: u8, numbers: [u32; 2]) -> Vec<u8> {
     let [sequence, acknowledgement] = numbers;

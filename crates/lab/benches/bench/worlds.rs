@@ -174,6 +174,7 @@ pub fn settings() -> AgentSettings<Address> {
         flags: 0,
         epoch: 1,
         timers: [Timers::LOAD_BALANCER, Timers::NAT_GATEWAY],
+        ..AgentSettings::default()
     }
 }
 
@@ -337,6 +338,7 @@ pub fn mux(object: &[u8]) -> Result<Object> {
             gateway_mac: GATEWAY_MAC,
             epoch: 1,
             seed: 0x0f1e_2d3c_4b5a_6978,
+            ..MuxSettings::default()
         }),
     )?;
     for index in 1..=NODES {

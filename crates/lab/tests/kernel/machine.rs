@@ -74,6 +74,8 @@ struct Agent {
     frontends: Array<MapData, Raw<Address>>,
     vips: HashMap<MapData, Raw<Address>, Raw<Vip>>,
     muxes: HashMap<MapData, Raw<Address>, u32>,
+    internal: LpmTrie<MapData, Raw<Address>, u32>,
+    clients: LpmTrie<MapData, Raw<AllowedClient<Address>>, u32>,
     services: HashMap<MapData, Raw<RuleKey<Address>>, Raw<Service>>,
     endpoints: Array<MapData, Raw<Endpoint<Address>>>,
     fragments: Fragments,
@@ -93,6 +95,7 @@ struct Mux {
     nodes: Array<MapData, Raw<Node<Address>>>,
     leftovers: HashMap<MapData, Raw<LeftoverKey<Address>>, u32>,
     muxes: HashMap<MapData, Raw<Address>, u32>,
+    internal: LpmTrie<MapData, Raw<Address>, u32>,
     keepers: Array<MapData, Raw<Address>>,
     fragments: Fragments,
     rules: HashMap<MapData, Raw<RuleKey<Address>>, Raw<Rule>>,
@@ -144,6 +147,9 @@ impl Kernel {
         empty(&mut self.mux.fragments);
         empty_trie(&mut agent.sources);
         empty_trie(&mut agent.private);
+        empty_trie(&mut agent.internal);
+        empty_trie(&mut agent.clients);
+        empty_trie(&mut self.mux.internal);
         empty_trie(&mut self.mux.allowed);
         set(&mut agent.settings, 0, Raw(AgentSettings::default()));
         set(&mut self.mux.settings, 0, Raw(MuxSettings::default()));
@@ -190,6 +196,7 @@ impl Kernel {
         let (agent, given) = (&mut self.agent, &self.given);
         if let Some(mut settings) = given.agent {
             settings.adopt_until = now() + given.adopt_for * 1_000_000_000;
+            settings.internal = given.first_bytes();
             set(&mut agent.settings, 0, Raw(settings));
         }
         for ((length, network), source) in &given.sources {
@@ -199,6 +206,16 @@ impl Kernel {
         for (length, network) in &given.private {
             let key = lpm_trie::Key::new((*length).into(), Raw(*network));
             agent.private.insert(&key, 1, 0).expect("a private range");
+        }
+        for (length, network) in &given.internal {
+            let key = lpm_trie::Key::new((*length).into(), Raw(*network));
+            agent.internal.insert(&key, 1, 0).expect("an internal range");
+            self.mux.internal.insert(&key, 1, 0).expect("an internal range");
+        }
+        for (service, (length, source)) in &given.clients {
+            let client = AllowedClient { service: *service, source: *source };
+            let key = lpm_trie::Key::new(64 + u32::from(*length), Raw(client));
+            agent.clients.insert(&key, 1, 0).expect("an allowed source");
         }
         for (index, policy) in &given.policies {
             set(&mut agent.policies, (*index).into(), Raw(*policy));
@@ -238,7 +255,8 @@ impl Kernel {
         set(&mut agent.positions, 0, barred);
 
         let mux = &mut self.mux;
-        if let Some(settings) = given.mux {
+        if let Some(mut settings) = given.mux {
+            settings.internal = given.first_bytes();
             set(&mut mux.settings, 0, Raw(settings));
         }
         for (address, vip) in &given.vips {
@@ -300,6 +318,8 @@ impl Agent {
             frontends: table!(programs, "frontends"),
             vips: table!(programs, "vips"),
             muxes: table!(programs, "muxes"),
+            internal: table!(programs, "internal_ranges"),
+            clients: table!(programs, "allowed_sources"),
             services: table!(programs, "services"),
             endpoints: table!(programs, "endpoints"),
             fragments: table!(programs, "fragments"),
@@ -327,6 +347,7 @@ impl Mux {
             nodes: table!(programs, "nodes"),
             leftovers: table!(programs, "leftovers"),
             muxes: table!(programs, "muxes"),
+            internal: table!(programs, "internal_ranges"),
             keepers: table!(programs, "keepers"),
             fragments: table!(programs, "fragments"),
             rules: table!(programs, "rules"),

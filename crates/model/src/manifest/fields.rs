@@ -7,6 +7,7 @@ use serde_json::{Error, Map, Value};
 
 use super::misspelt;
 use crate::kind::Kind;
+use crate::validation::Checked;
 
 /// Fields that Kubernetes has and nobody here reads, by type.
 const ALSO: &[(&str, &[&str])] = &[
@@ -109,7 +110,7 @@ pub fn understand<T: DeserializeOwned>(
     let mut notes = Notes { compares: true, ..Notes::default() };
     let read = T::deserialize(Noting { value, notes: &mut notes });
     let mut warnings: Vec<String> = notes.unknown.iter().map(Unknown::to_string).collect();
-    warnings.extend(misspelt::annotations(kind, value));
+    warnings.extend(misspelt::names(kind, value));
     let name = name.map(str::to_owned);
     let wrong = |why: String, warnings: Vec<String>| {
         Err(Misunderstood { name: name.clone(), why, warnings })
@@ -135,6 +136,20 @@ pub fn understand<T: DeserializeOwned>(
             wrong(why, warnings)
         }
     }
+}
+
+/// The same, but what an API server would refuse is not understood either.
+pub fn accept<T: DeserializeOwned + Checked>(
+    kind: Kind,
+    value: &Value,
+) -> Result<Understood<T>, Misunderstood> {
+    let Understood { object, warnings } = understand::<T>(kind, value)?;
+    let violations = object.violations();
+    if violations.is_empty() {
+        return Ok(Understood { object, warnings });
+    }
+    let name = value["metadata"]["name"].as_str().map(str::to_owned);
+    Err(Misunderstood { name, why: violations.join("; "), warnings })
 }
 
 /// Reads a value that somebody has understood before, such as one that an API server keeps. In an

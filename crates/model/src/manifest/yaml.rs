@@ -4,10 +4,10 @@
 //! Nothing here recurses, and what aliases copy is bounded, so that no text can take more memory
 //! or time than [`COPIED_BYTES_MAX`] allows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use libyaml_safer::{EventData, Parser, ScalarStyle};
+use libyaml_safer::{Event, EventData, Parser, ScalarStyle};
 use serde_json::{Map, Value};
 
 use super::scalar::{Asked, resolve};
@@ -22,26 +22,96 @@ pub(super) struct Documents {
 
 /// Reads all documents.
 pub(super) fn read(text: &str) -> Result<Documents, String> {
-    let mut parser = Parser::new();
     // The parser does not expect a text to end within a line.
     let text = if text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") };
-    parser.set_input(text.as_bytes());
+    if let Some(line) = bare_tag(&text) {
+        return Err(format!("line {line}: a tag with a comma right behind it: write its value"));
+    }
     let mut builder = Builder::default();
+    parse(&text, |event| {
+        builder.line = event.start_mark.line + 1;
+        let line = builder.line;
+        builder.take(event.data).map_err(|why| format!("line {line}: {why}"))
+    })?;
+    Ok(Documents { values: builder.done, odd: builder.odd })
+}
+
+/// Hands out the events of a text that ends with a line, but for the last.
+fn parse(text: &str, mut take: impl FnMut(Event) -> Result<(), String>) -> Result<(), String> {
+    let mut parser = Parser::new();
+    parser.set_input(text.as_bytes());
+    let mut line = 0;
     // BOUND: the parser ends with its text.
     loop {
-        // And it gives up at a tag with a comma right behind it, which nobody writes.
+        // No text is known at which it gives up. If there is one, it is that text's fault alone.
         let event = catch_unwind(AssertUnwindSafe(|| parser.parse()));
-        let line = builder.line;
         let event = event.map_err(|_| format!("after line {line}: cannot be understood"))?;
         let event = event.map_err(|error| plain(&error))?;
-        let line = event.start_mark.line + 1;
-        builder.line = line;
-        match event.data {
-            EventData::StreamEnd => break,
-            data => builder.take(data).map_err(|why| format!("line {line}: {why}"))?,
+        line = event.start_mark.line + 1;
+        if let EventData::StreamEnd = event.data {
+            return Ok(());
+        }
+        take(event)?;
+    }
+}
+
+/// The line of the first tag that has a comma right behind it, which nobody writes and at which the
+/// parser panics.
+///
+/// Only the parser knows what is a tag and what is part of a text. So it is shown the same with a
+/// blank before each comma in question: whatever the blank comes to stand in, it ends no token that
+/// the comma would not have ended.
+fn bare_tag(text: &str) -> Option<u64> {
+    let commas = commas_after_tags(text);
+    if commas.is_empty() {
+        return None;
+    }
+    let mut shown = String::with_capacity(text.len() + commas.len());
+    let mut blanks = BTreeSet::new();
+    let mut from = 0;
+    for comma in commas {
+        shown.push_str(&text[from..comma]);
+        blanks.insert(shown.len() as u64);
+        shown.push(' ');
+        from = comma;
+    }
+    shown.push_str(&text[from..]);
+    let mut found = None;
+    // What else is wrong is told when the text itself is read.
+    let _ = parse(&shown, |event| match event.data {
+        EventData::Scalar { tag: Some(_), .. } if blanks.contains(&event.end_mark.index) => {
+            found = Some(event.start_mark.line + 1);
+            Err(String::new())
+        }
+        _ => Ok(()),
+    });
+    found
+}
+
+/// Where commas stand behind what would be tags outside of texts.
+fn commas_after_tags(text: &str) -> Vec<usize> {
+    let mut commas = Vec::new();
+    let mut rest = text;
+    // BOUND: every round takes a character or more from the rest.
+    while let Some(start) = rest.find('!') {
+        rest = &rest[start + 1..];
+        let end = match rest.strip_prefix('<') {
+            Some(uri) => {
+                let end = uri.find(|c| !is_of_tag(c) && !matches!(c, ',' | '[' | ']'));
+                end.map(|end| if uri[end..].starts_with('>') { end + 2 } else { end + 1 })
+            }
+            None => rest.find(|c| !is_of_tag(c)),
+        };
+        rest = &rest[end.unwrap_or(rest.len())..];
+        if rest.starts_with(',') {
+            commas.push(text.len() - rest.len());
         }
     }
-    Ok(Documents { values: builder.done, odd: builder.odd })
+    commas
+}
+
+fn is_of_tag(character: char) -> bool {
+    character.is_ascii_alphanumeric() || "-_;/?:@&=+$.%!~*'()".contains(character)
 }
 
 /// What is wrong, in one line that begins with the place.

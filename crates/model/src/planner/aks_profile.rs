@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use datapath::limits::SEGMENTS_MAX;
+
 use super::annotations::Refusal;
+use super::backends;
 use super::config::ProviderConfig;
 use super::names::Family;
 use super::public_ips;
@@ -170,12 +173,14 @@ fn check_profile(
     }
     check_numbers(profile)?;
     if let Some(counts) = &profile.managed_outbound_ips {
+        // A node draws ports of no more addresses.
+        let most = SEGMENTS_MAX as i64;
         for (field, count, min) in [("count", counts.count, 1), ("countIPv6", counts.count_ipv6, 0)]
         {
-            if let Some(count) = count.filter(|count| !(min..=100).contains(count)) {
+            if let Some(count) = count.filter(|count| !(min..=most).contains(count)) {
                 return Err(Refusal(format!(
                     "InvalidLoadBalancerProfileManagedOutboundIPCount: managedOutboundIPs.{field} \
-                     {count}: must be {min} to 100"
+                     {count}: must be {min} to {most}: a node leaves by at most {most} addresses"
                 )));
             }
         }
@@ -306,6 +311,12 @@ fn check_ports(
             }
         }
     }
+    if addresses > SEGMENTS_MAX as u64 {
+        return Err(Refusal(format!(
+            "TooManyOutboundIPs: {addresses} outbound addresses: a node leaves by at most \
+             {SEGMENTS_MAX}: name fewer in outboundIPs and outboundIPPrefixes"
+        )));
+    }
     let ports = u64::try_from(profile.allocated_outbound_ports.unwrap_or(0)).unwrap_or(0);
     let nodes = nodes_at_most(&cluster.spec.node_pools, nodes)?;
     let per_node = match ports {
@@ -332,9 +343,7 @@ fn check_ports(
 fn nodes_at_most(pools: &[NodePool], nodes: &[Node]) -> Result<u64, Refusal> {
     let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
     for node in nodes {
-        let labels = &node.metadata.labels;
-        let pool = labels.get("kubernetes.azure.com/agentpool").or_else(|| labels.get("agentpool"));
-        *counted.entry(pool.map_or("", String::as_str)).or_default() += 1;
+        *counted.entry(backends::pool(node).unwrap_or_default()).or_default() += 1;
     }
     let mut total: u64 = 0;
     for pool in pools {

@@ -13,6 +13,16 @@ const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balan
 /// `false`: the node is none of the provider's.
 const MANAGED_LABEL: &str = "kubernetes.azure.com/managed";
 
+/// The node pool that the node is of.
+const POOL_LABEL: &str = "kubernetes.azure.com/agentpool";
+
+/// The control plane runs on the node.
+const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
+
+/// Labels of a Node that somebody here reads, by their full names.
+pub(crate) const LABELS_READ: [&str; 4] =
+    [EXCLUDE_LABEL, MANAGED_LABEL, POOL_LABEL, CONTROL_PLANE_LABEL];
+
 /// The cluster autoscaler is about to delete the node.
 const DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
@@ -25,10 +35,16 @@ fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
+/// The node pool that a node is of, by its labels.
+pub(crate) fn pool(node: &Node) -> Option<&str> {
+    let labels = &node.metadata.labels;
+    labels.get(POOL_LABEL).or_else(|| labels.get("agentpool")).map(String::as_str)
+}
+
 /// Whether the node runs the control plane.
 pub fn is_control_plane(node: &Node) -> bool {
     let labels = &node.metadata.labels;
-    labels.contains_key("node-role.kubernetes.io/control-plane")
+    labels.contains_key(CONTROL_PLANE_LABEL)
         || labels.contains_key("node-role.kubernetes.io/master")
         || labels.get("kubernetes.io/role").is_some_and(|role| role == "master")
 }

@@ -99,6 +99,12 @@ pub fn give_uid(service: &mut Service) {
     }
 }
 
+/// Whether a Service has a uid that is not of [`give_uid`].
+pub(super) fn has_own_uid(service: &Service) -> bool {
+    let given = service.metadata.uid.as_ref();
+    given.is_some_and(|given| *given != uid(&service.metadata.key()))
+}
+
 /// A uid that follows from the name alone.
 fn uid(key: &str) -> String {
     let digest = Md5::digest(key.as_bytes());

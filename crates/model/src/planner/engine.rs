@@ -21,6 +21,7 @@ use super::state::State;
 use super::{ClusterPlan, FINALIZER, Plan, PlanInput, ServicePlan};
 use crate::cluster::PublicIPPool;
 use crate::kubernetes::{LoadBalancerIngress, LoadBalancerStatus, Node, Service};
+use crate::pools::Occupied;
 use crate::resources::Resources;
 
 /// Makes a plan: one whole step.
@@ -68,7 +69,7 @@ impl Planner {
         let mut step = Plan::default();
         let mut config = std::mem::take(&mut input.config);
         aks::settle_config(&mut config, &input, &mut step);
-        let mut pool = read_pools(&input.pools, &mut step);
+        let mut pool = read_pools(&input, &mut step);
         input.taken.iter().for_each(|address| pool.take(*address));
         let mut state = State::read(std::mem::take(&mut input.resources), &config, pool);
         state.kept = std::mem::take(&mut input.kept);
@@ -236,8 +237,10 @@ impl Planner {
         let places = self.places_in_state();
         let Admission { mut wanted, leaving } =
             admission::admit(input.services, input.unreadable, &places);
+        let others = wanted.iter().map(|wanted| &wanted.service).chain(&leaving);
+        let mut claimed: BTreeSet<String> = others.map(admission::prefix).collect();
         for refused in wanted.iter_mut().filter(|wanted| wanted.refused.is_some()) {
-            self.identify(refused, &places);
+            self.identify(refused, &places, input.told.get(&refused.key), &mut claimed);
         }
         for Wanted { key, service, .. } in &wanted {
             let owner = Owner { key: key.clone(), frontends: None };
@@ -277,16 +280,39 @@ impl Planner {
     }
 
     /// Whoever is refused keeps what it has, also if its author does not know its uid: the state
-    /// knows the digits that names begin with.
-    fn identify(&self, refused: &mut Wanted, places: &BTreeMap<String, usize>) {
-        let key = refused.key.to_lowercase();
-        let uid = &mut refused.service.metadata.uid;
-        if uid.is_none() {
-            let mut prefixes = places.keys();
-            let prefix = prefixes.find(|prefix| self.owner_of(prefix).as_ref() == Some(&key));
-            *uid = prefix.and_then(|prefix| prefix.get(1..)).map(str::to_owned);
+    /// knows the digits that names begin with, by the name that a public IP bears or the address
+    /// that the Service was told. `claimed` are those that somebody has.
+    fn identify(
+        &self,
+        refused: &mut Wanted,
+        places: &BTreeMap<String, usize>,
+        told: Option<&ServicePlan>,
+        claimed: &mut BTreeSet<String>,
+    ) {
+        let service = &mut refused.service;
+        let has_own_uid = defaults::has_own_uid(service);
+        defaults::give_uid(service);
+        if has_own_uid || places.contains_key(&admission::prefix(service)) {
+            return;
         }
-        defaults::give_uid(&mut refused.service);
+        let key = refused.key.to_lowercase();
+        let by_name = places.keys().find(|prefix| self.owner_of(prefix).as_ref() == Some(&key));
+        let told = told.map_or(&[][..], |told| &told.status.ingress);
+        let addresses: Vec<IpAddr> =
+            told.iter().filter_map(|entry| entry.ip.as_ref()?.parse().ok()).collect();
+        let by_address = || {
+            let has = |prefix: &str| {
+                let found = self.addresses_of(prefix, &mut BTreeSet::new());
+                found.iter().any(|address| addresses.contains(address))
+            };
+            places.keys().find(|prefix| {
+                !claimed.contains(*prefix) && self.owner_of(prefix).is_none() && has(prefix)
+            })
+        };
+        if let Some(prefix) = by_name.or_else(by_address) {
+            service.metadata.uid = prefix.get(1..).map(str::to_owned);
+            claimed.insert(prefix.clone());
+        }
     }
 
     /// A Service may wait for what another one was still to make: asks again as long as that
@@ -357,7 +383,7 @@ impl Planner {
         gone.extend(had.map(|(key, _)| key.clone()));
         gone.retain(|key| !keys.contains(&key.to_lowercase()));
         // Which of them had a frontend that somebody else keeps is told where its name is known.
-        let mut warnings: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut warnings: BTreeMap<String, Vec<removal::Kept>> = BTreeMap::new();
         let of_leaving: BTreeSet<String> = leaving.iter().map(admission::prefix).collect();
         for prefix in places.keys() {
             if self.owners.contains_key(prefix) || of_leaving.contains(prefix) {
@@ -380,7 +406,13 @@ impl Planner {
             let none = Claims::new();
             let owners = &self.owners;
             removal::remove(&mut self.state, &self.config, "", Some(&key), &none, owners);
-            let events = warnings.remove(&key.to_lowercase()).unwrap_or_default();
+            // Who kept it may be gone by now too.
+            let mut kept = warnings.remove(&key.to_lowercase()).unwrap_or_default();
+            kept.retain(|kept| {
+                let mut balancers = self.state.balancers.values();
+                balancers.any(|one| one.frontends.iter().any(|found| found.id == kept.id))
+            });
+            let events = kept.iter().map(removal::Kept::warning).collect();
             step.services.insert(key, deleted(events));
         }
     }
@@ -431,6 +463,9 @@ impl Planner {
             &known.claims,
             &self.owners,
         )
+        .iter()
+        .map(removal::Kept::warning)
+        .collect()
     }
 
     /// Looks at one Service and edits what has to be edited.
@@ -639,11 +674,12 @@ fn status(addresses: &[IpAddr]) -> LoadBalancerStatus {
 }
 
 /// The pool of public addresses; a bad one is refused and the others are used.
-fn read_pools(pools: &[PublicIPPool], step: &mut Plan) -> Pool {
-    if pools.is_empty() {
+fn read_pools(input: &PlanInput, step: &mut Plan) -> Pool {
+    if input.pools.is_empty() && !input.has_unreadable_pool {
         return Pool::read(DEFAULT_POOLS).unwrap_or_default();
     }
-    let mut sorted: Vec<&PublicIPPool> = pools.iter().collect();
+    let occupied = Occupied::of(input.cluster.as_ref().map(|cluster| &cluster.spec), &input.nodes);
+    let mut sorted: Vec<&PublicIPPool> = input.pools.iter().collect();
     sorted.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     let mut prefixes = Vec::new();
     for pool in sorted {
@@ -654,8 +690,9 @@ fn read_pools(pools: &[PublicIPPool], step: &mut Plan) -> Pool {
                 "PublicIPPool {name}: spec.prefixes is empty: list CIDRs or addresses"
             ));
         }
-        match Pool::read(own.iter().copied()) {
-            Ok(_) => prefixes.extend(own),
+        let readable = Pool::read(own.iter().copied());
+        match readable.and_then(|_| occupied.conflict(pool).map_or(Ok(()), Err)) {
+            Ok(()) => prefixes.extend(own),
             Err(why) => step.refused.push(format!("PublicIPPool {name}: spec.prefixes: {why}")),
         }
     }

@@ -98,6 +98,8 @@ pub struct PlanInput {
     pub unreadable_nodes: BTreeSet<String>,
     /// Pools of public addresses; none: the default ones.
     pub pools: Vec<PublicIPPool>,
+    /// Whether there is one that could not be read: then the default ones are not used.
+    pub has_unreadable_pool: bool,
     /// Public IPs that somebody made.
     pub public_ips: Vec<PublicIPAddress>,
     /// Public addresses that are in use or rest without being resources.

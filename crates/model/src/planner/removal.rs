@@ -201,15 +201,34 @@ pub fn release_public_ips(state: &mut State, service: &str, wanted: &BTreeSet<St
     }
 }
 
-/// Removes everything of the Service with this prefix from a load balancer. Returns a warning for
-/// each frontend that somebody else keeps.
+/// A frontend that outlives the Service whose name it bears, because somebody else's rule is on it.
+pub struct Kept {
+    /// Its id.
+    pub id: String,
+    /// Name of its load balancer.
+    balancer: String,
+}
+
+impl Kept {
+    /// What the Service is told.
+    pub fn warning(&self) -> String {
+        format!(
+            "Warning DeletingFrontendIPConfiguration: frontend IP configuration with ID {} on \
+             LB {} cannot be deleted because it is being referenced by rules of others",
+            self.id, self.balancer
+        )
+    }
+}
+
+/// Removes everything of the Service with this prefix from a load balancer. Returns the frontends
+/// that somebody else keeps, if the Service had rules: one without has left them before.
 pub fn remove_from_balancer(
     state: &mut State,
     config: &ProviderConfig,
     key: &str,
     prefix: &str,
     owners: &Owners,
-) -> Vec<String> {
+) -> Vec<Kept> {
     let Some(balancer) = state.balancers.get(key) else { return Vec::new() };
     let rules = owned(balancer.rules.starting_with(prefix), prefix);
     let probes = owned(balancer.probes.starting_with(prefix), prefix);
@@ -217,6 +236,7 @@ pub fn remove_from_balancer(
     if rules.is_empty() && probes.is_empty() && own.is_empty() {
         return Vec::new();
     }
+    let had_rules = !rules.is_empty();
     let mut left = frontends_of(state, key, &rules);
     left.retain(|name| !names::is_owned(name, prefix));
     for name in rules {
@@ -229,13 +249,11 @@ pub fn remove_from_balancer(
     for name in own {
         remove_frontend_if_unused(state, config, key, &name);
         let Some(balancer) = state.balancers.get(key) else { continue };
-        if let Some(frontend) = balancer.frontends.get(&name) {
-            kept.push(format!(
-                "Warning DeletingFrontendIPConfiguration: frontend IP configuration with ID {} on \
-                 LB {} cannot be deleted because it is being referenced by rules of others",
-                frontend.id, balancer.head.name
-            ));
-        }
+        let frontend = balancer.frontends.get(&name).filter(|_| had_rules);
+        kept.extend(frontend.map(|frontend| Kept {
+            id: frontend.id.clone(),
+            balancer: balancer.head.name.clone(),
+        }));
     }
     tidy(state, config, key, &left, owners);
     remove_unused_ipv6_pool(state, key);
@@ -264,7 +282,7 @@ pub fn remove(
     service: Option<&str>,
     old: &Claims,
     owners: &Owners,
-) -> Vec<String> {
+) -> Vec<Kept> {
     let mut kept = Vec::new();
     let mut journal = std::mem::take(&mut state.journal);
     state.is_touched |= state.security_group.replace(old, &Vec::new(), &mut journal);

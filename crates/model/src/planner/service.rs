@@ -224,6 +224,7 @@ pub fn apply(
     state.journal = journal;
     let mut addresses: Vec<IpAddr> = own.into_iter().flatten().collect();
     addresses.extend(&intent.additional_ips);
+    let kept = kept.iter().map(removal::Kept::warning).collect();
     Given { addresses, claims: claims(&wanted), kept }
 }
 

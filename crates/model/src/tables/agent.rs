@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
 
 use datapath::limits::{
-    BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, INBOUND_ALLOWANCE, PRIVATE_RANGES_MAX, QUOTAS_MAX,
-    SEGMENTS_MAX, VIPS_MAX,
+    ALLOWED_SOURCES_MAX, BLOCK_PORTS, BLOCKS_MAX, ENDPOINTS_MAX, INBOUND_ALLOWANCE,
+    PRIVATE_RANGES_MAX, QUOTAS_MAX, SEGMENTS_MAX, VIPS_MAX,
 };
 use datapath::tables::{
     Allowance, Block, Endpoint, Policy, Quota, RuleKey, Segment, Service, Source, Ticks, Timers,
@@ -14,7 +14,7 @@ use datapath::tables::{
 };
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Address, TablesError, changed, gone};
+use super::{Address, TablesError, changed, gone, internal_ranges};
 use crate::addresses::existing;
 use crate::backends::{PublicRule, public_rules};
 use crate::cluster::{FlowTimers, IcmpEcho, LastHop, Quotas};
@@ -25,6 +25,7 @@ use crate::objects::Objects;
 use crate::places::{Runs, places};
 use crate::pods::Pod;
 use crate::runtime::{NodeNetwork, NodeOutbound};
+use crate::tags::Tags;
 use crate::truth::{self, Truth};
 
 /// Blocks whose positions share a word of a bitmap over positions: 64 positions / 8.
@@ -77,6 +78,12 @@ pub struct AgentTables {
     pub vips: BTreeSet<Address>,
     /// Muxes that wrapped packets come from.
     pub muxes: BTreeSet<Address>,
+    /// Keys of their tags.
+    pub tags: Tags,
+    /// Pods, nodes and muxes: nothing comes in from them.
+    pub internal: BTreeSet<Ipv4Net>,
+    /// Who may use restricted Service ports.
+    pub allowed_sources: BTreeSet<(RuleKey<Address>, Ipv4Net)>,
     /// Service ports that pods of this node serve.
     pub services: BTreeMap<RuleKey<Address>, Service>,
     /// The pods, in runs.
@@ -111,6 +118,10 @@ pub enum AgentEdit {
     Vip(Address, bool),
     /// `muxes`: present or not.
     Mux(Address, bool),
+    /// `internal_ranges`: present or not.
+    Internal(Ipv4Net, bool),
+    /// `allowed_sources`: Service port, sources, present or not.
+    AllowedSource(RuleKey<Address>, Ipv4Net, bool),
     /// `services`
     Service(RuleKey<Address>, Option<Service>),
     /// `endpoints`
@@ -143,10 +154,14 @@ pub fn agent_tables(
     if offered < present.epoch {
         return Err(TablesError::StaleEpoch { kind, name, applied: present.epoch, offered });
     }
+    let tags = Tags::of(objects, present.tags);
+    let check_tags = if tags.check { agent_flag::CHECK_TAGS } else { 0 };
     let mut tables = AgentTables {
         epoch: offered,
         node: Address::from(address),
-        flags: flags(objects, network),
+        flags: flags(objects, network) | check_tags,
+        tags,
+        internal: internal_ranges(objects),
         timers: objects.cluster().timers.rows(),
         sources: sources(objects, node, network, address),
         private_ranges: untranslated(objects),
@@ -461,6 +476,13 @@ impl AgentTables {
             }
             let Some(first) = runs.place(endpoints) else { continue };
             let mut flags = 0;
+            if let Some(sources) = rule.allowed_sources {
+                flags |= rule_flag::RESTRICTED;
+                let room =
+                    (ALLOWED_SOURCES_MAX as usize).saturating_sub(self.allowed_sources.len());
+                let sources = sources.into_iter().map(|net| (key, net.trunc()));
+                self.allowed_sources.extend(sources.take(room));
+            }
             if rule.client_affinity {
                 flags |= rule_flag::CLIENT_AFFINITY;
             }
@@ -536,6 +558,10 @@ impl AgentTables {
         edits.extend(pods.map(|(address, owner)| AgentEdit::Pod(*address, Some(*owner))));
         edits.extend(self.vips.difference(&present.vips).map(|vip| AgentEdit::Vip(*vip, true)));
         edits.extend(self.muxes.difference(&present.muxes).map(|mux| AgentEdit::Mux(*mux, true)));
+        let internal = self.internal.difference(&present.internal);
+        edits.extend(internal.map(|net| AgentEdit::Internal(*net, true)));
+        let allowed = self.allowed_sources.difference(&present.allowed_sources);
+        edits.extend(allowed.map(|(key, net)| AgentEdit::AllowedSource(*key, *net, true)));
         let added = self.private_ranges.difference(&present.private_ranges);
         edits.extend(added.map(|net| AgentEdit::PrivateRange(*net, true)));
         let frontends = changed(&present.frontends, &self.frontends);
@@ -578,6 +604,10 @@ impl AgentTables {
         edits.extend(blocks.map(|index| AgentEdit::Block(*index, Block::default())));
         let frontends = gone(&present.frontends, &self.frontends);
         edits.extend(frontends.map(|index| AgentEdit::Frontend(*index, Address::default())));
+        let allowed = present.allowed_sources.difference(&self.allowed_sources);
+        edits.extend(allowed.map(|(key, net)| AgentEdit::AllowedSource(*key, *net, false)));
+        let internal = present.internal.difference(&self.internal);
+        edits.extend(internal.map(|net| AgentEdit::Internal(*net, false)));
         let removed = present.private_ranges.difference(&self.private_ranges);
         edits.extend(removed.map(|net| AgentEdit::PrivateRange(*net, false)));
         edits.extend(present.muxes.difference(&self.muxes).map(|mux| AgentEdit::Mux(*mux, false)));
@@ -612,6 +642,10 @@ impl AgentTables {
             AgentEdit::Open(word, bits) => put(&mut self.open, word, bits),
             AgentEdit::Frontend(index, address) => put(&mut self.frontends, index, address),
             AgentEdit::Vip(vip, present) => set(&mut self.vips, vip, *present),
+            AgentEdit::Internal(net, present) => set(&mut self.internal, net, *present),
+            AgentEdit::AllowedSource(key, net, present) => {
+                set(&mut self.allowed_sources, &(*key, *net), *present);
+            }
             AgentEdit::Mux(mux, present) => set(&mut self.muxes, mux, *present),
             AgentEdit::Service(key, Some(row)) => drop(self.services.insert(*key, *row)),
             AgentEdit::Service(key, None) => drop(self.services.remove(key)),

@@ -13,7 +13,7 @@ use datapath::tables::{LeftoverKey, NearVip, Node, Owners, Rule, RuleKey, Vip, o
 use ipnet::Ipv4Net;
 
 use super::past::Past;
-use super::{Address, TablesError, changed, gone};
+use super::{Address, TablesError, changed, gone, internal_ranges};
 use crate::addresses::existing;
 use crate::backends::public_rules;
 use crate::lease::{LeaseState, Millis};
@@ -23,6 +23,7 @@ use crate::parts::Deadlines;
 use crate::places::{Runs, places};
 use crate::reconcile::listeners;
 use crate::runtime::{MuxNetwork, fingerprint};
+use crate::tags::Tags;
 
 /// Blocks, or Maglev entries, in a row.
 pub(super) const PER_ROW: u32 = 4;
@@ -54,6 +55,10 @@ pub struct MuxTables {
     pub rules: BTreeMap<RuleKey<Address>, Rule>,
     /// Maglev tables and the nodes before them, by row.
     pub maglev: BTreeMap<u32, Owners>,
+    /// Keys of the tags of wrapped packets.
+    pub tags: Tags,
+    /// Pods, nodes and muxes: nothing comes in from them.
+    pub internal: BTreeSet<Ipv4Net>,
     /// Until when those nodes may have connections. The kernel does not know it.
     pub deadlines: BTreeMap<RuleKey<Address>, Deadlines>,
     /// Who may connect, by rule.
@@ -81,6 +86,8 @@ pub enum MuxEdit {
     Rule(RuleKey<Address>, Option<Rule>),
     /// `maglev`
     Maglev(u32, Owners),
+    /// `internal_ranges`: present or not.
+    Internal(Ipv4Net, bool),
     /// `allowed_sources`: rule, sources, present or not.
     AllowedSource(u32, Ipv4Net, bool),
 }
@@ -113,6 +120,8 @@ pub fn mux_tables(
         address: Address::from(address),
         gateway: network.spec.gateway,
         muxes: muxes(objects, |_| true),
+        tags: Tags::of(objects, present.tags),
+        internal: internal_ranges(objects),
         keepers: keepers(&muxes(objects, |mux| mux.status.ready && mux.is_live(now))),
         ..MuxTables::default()
     };
@@ -312,6 +321,8 @@ impl MuxTables {
         let mut edits = Vec::new();
         let sources = self.allowed_sources.difference(&present.allowed_sources);
         edits.extend(sources.map(|(rule, net)| MuxEdit::AllowedSource(*rule, *net, true)));
+        let internal = self.internal.difference(&present.internal);
+        edits.extend(internal.map(|net| MuxEdit::Internal(*net, true)));
         let nodes = changed(&present.nodes, &self.nodes);
         edits.extend(nodes.map(|(index, node)| MuxEdit::Node(*index, *node)));
         let muxes = self.muxes.difference(&present.muxes);
@@ -343,6 +354,8 @@ impl MuxTables {
         edits.extend(maglev.map(|row| MuxEdit::Maglev(*row, Owners::default())));
         let keepers = gone(&present.keepers, &self.keepers);
         edits.extend(keepers.map(|row| MuxEdit::Keeper(*row, Address::default())));
+        let internal = present.internal.difference(&self.internal);
+        edits.extend(internal.map(|net| MuxEdit::Internal(*net, false)));
         let muxes = present.muxes.difference(&self.muxes);
         edits.extend(muxes.map(|address| MuxEdit::Mux(*address, false)));
         let leftovers = gone(&present.leftovers, &self.leftovers);
@@ -381,6 +394,8 @@ impl MuxTables {
                 self.maglev.remove(row);
             }
             MuxEdit::Maglev(row, entries) => drop(self.maglev.insert(*row, *entries)),
+            MuxEdit::Internal(net, true) => drop(self.internal.insert(*net)),
+            MuxEdit::Internal(net, false) => drop(self.internal.remove(net)),
             MuxEdit::AllowedSource(rule, net, true) => {
                 self.allowed_sources.insert((*rule, *net));
             }
