@@ -40,3 +40,4 @@ pub mod tables;
 pub mod tags;
 pub mod truth;
 pub mod validation;
+pub mod wrap_keys;

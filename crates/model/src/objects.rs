@@ -23,7 +23,7 @@ use crate::resources::{
     RouteTable,
 };
 use crate::runtime::{MuxNetwork, NodeNetwork, PortInventory};
-use crate::tags::WrapKeys;
+use crate::wrap_keys::WrapKeys;
 
 /// Everything that exists, by kind and name. Namespaced objects are found by `namespace/name`,
 /// resources by their name in lower case.
