@@ -144,6 +144,74 @@ impl Way {
     }
 }
 
+/// The way of a packet whose flow, or datagram, is known.
+#[inline(always)]
+fn known<T: AgentTables<V4>>(
+    tables: &T,
+    settings: &AgentSettings<Address>,
+    headers: &Headers<V4>,
+    now: Ticks,
+) -> Option<Way> {
+    match headers.transport {
+        Transport::Tcp | Transport::Udp | Transport::Echo { .. } | Transport::Other => {
+            let key = flow::key(headers, Side::Egress);
+            let half = flow::of_packet(tables, settings, &key, headers, now)?;
+            let marks = half.marks.get();
+            if marks & mark::PENDING != 0 && headers.transport == Transport::Udp {
+                // It is answered.
+                half.marks.set(marks | mark::DATA);
+            }
+            let far_port = half.far_port(headers.target_port);
+            Some(Way::leave_as(half.address, half.port, far_port))
+        }
+        Transport::Fragment => {
+            let address = fragment::address(tables, headers, Side::Egress, now)?;
+            Some(Way::leave_as(address, Port::NONE, headers.target_port))
+        }
+        Transport::IcmpError | Transport::IcmpOther => None,
+    }
+}
+
+/// The way of a packet that opens no flow; nothing where it opens one under this policy.
+#[inline(always)]
+fn opens_none(
+    settings: &AgentSettings<Address>,
+    headers: &Headers<V4>,
+    index: u8,
+    policy: &Policy,
+    now: u64,
+) -> Option<Way> {
+    Some(match headers.transport {
+        Transport::Tcp if !headers.opens() => {
+            // Connections to the node's own addresses are nobody's flows and are left alone.
+            if headers.source == settings.node {
+                Way::unchanged(Pass::NodeOwn)
+            } else if now < settings.adopt_until && headers.flags & tcp_flag::SYN == 0 {
+                Way::unchanged(Pass::Adopted)
+            } else if flow::is_answered(headers) {
+                Way::refused(Drop::NoFlow, index)
+            } else {
+                Way::dropped(Drop::NoFlow)
+            }
+        }
+        Transport::Tcp | Transport::Udp => return None,
+        Transport::Echo { request: true } => {
+            if settings.flags & agent_flag::DROP_ICMP_ECHO == 0 {
+                return None;
+            }
+            Way::dropped(Drop::IcmpEcho)
+        }
+        // An answer to a request that nobody saw come in.
+        Transport::Echo { request: false } => Way::dropped(Drop::NoFlow),
+        Transport::IcmpError if headers.fragment => Way::dropped(Drop::Fragment),
+        Transport::IcmpError => Way::dropped(Drop::IcmpNoFlow),
+        Transport::IcmpOther => Way::dropped(Drop::IcmpType),
+        Transport::Fragment => Way::dropped(Drop::Fragment),
+        Transport::Other if policy.flags & policy_flag::WHOLE_ADDRESS != 0 => return None,
+        Transport::Other => Way::dropped(Drop::Protocol),
+    })
+}
+
 #[inline(always)]
 fn way<T: AgentTables<V4>>(
     tables: &T,
@@ -152,26 +220,8 @@ fn way<T: AgentTables<V4>>(
     now: u64,
     mark: u32,
 ) -> Way {
-    let ticks = Ticks::from_nanoseconds(now);
-    match headers.transport {
-        Transport::Tcp | Transport::Udp | Transport::Echo { .. } | Transport::Other => {
-            let key = flow::key(headers, Side::Egress);
-            if let Some(half) = flow::of_packet(tables, settings, &key, headers, ticks) {
-                let marks = half.marks.get();
-                if marks & mark::PENDING != 0 && headers.transport == Transport::Udp {
-                    // It is answered.
-                    half.marks.set(marks | mark::DATA);
-                }
-                let far_port = half.far_port(headers.target_port);
-                return Way::leave_as(half.address, half.port, far_port);
-            }
-        }
-        Transport::Fragment => {
-            if let Some(address) = fragment::address(tables, headers, Side::Egress, ticks) {
-                return Way::leave_as(address, Port::NONE, headers.target_port);
-            }
-        }
-        Transport::IcmpError | Transport::IcmpOther => {}
+    if let Some(way) = known(tables, settings, headers, Ticks::from_nanoseconds(now)) {
+        return way;
     }
     let Some(source) = tables.source(&headers.source) else {
         // What bears a VIP or a mux as source and belongs to no flow is forged.
@@ -218,34 +268,8 @@ fn way<T: AgentTables<V4>>(
         }
         return Way::dropped(Drop::Held);
     }
-    match headers.transport {
-        Transport::Tcp if !headers.opens() => {
-            // Connections to the node's own addresses are nobody's flows and are left alone.
-            if headers.source == settings.node {
-                return Way::unchanged(Pass::NodeOwn);
-            }
-            if now < settings.adopt_until && headers.flags & tcp_flag::SYN == 0 {
-                return Way::unchanged(Pass::Adopted);
-            }
-            if flow::is_answered(headers) {
-                return Way::refused(Drop::NoFlow, index);
-            }
-            return Way::dropped(Drop::NoFlow);
-        }
-        Transport::Tcp | Transport::Udp => {}
-        Transport::Echo { request: true } => {
-            if drops_echo {
-                return Way::dropped(Drop::IcmpEcho);
-            }
-        }
-        // An answer to a request that nobody saw come in.
-        Transport::Echo { request: false } => return Way::dropped(Drop::NoFlow),
-        Transport::IcmpError if headers.fragment => return Way::dropped(Drop::Fragment),
-        Transport::IcmpError => return Way::dropped(Drop::IcmpNoFlow),
-        Transport::IcmpOther => return Way::dropped(Drop::IcmpType),
-        Transport::Fragment => return Way::dropped(Drop::Fragment),
-        Transport::Other if policy.flags & policy_flag::WHOLE_ADDRESS != 0 => {}
-        Transport::Other => return Way::dropped(Drop::Protocol),
+    if let Some(way) = opens_none(settings, headers, index, policy, now) {
+        return way;
     }
     open(tables, settings, headers, index, policy, now)
 }

@@ -342,13 +342,25 @@ pub mod agent_flag {
     pub const QUOTAS: u32 = 1 << 2;
     /// No flow is opened or missed: some may still have to be carried over.
     pub const HOLD: u32 = 1 << 3;
-    /// The flow table is nearly full: flows that nobody has answered are over as soon as those that
-    /// were reset.
-    pub const SHORT: u32 = 1 << 5;
     /// No flow is opened: packets that are of none pass as if these programs were not there.
     pub const LEAVING: u32 = 1 << 4;
     /// Wrapped packets must bear the right tag.
     pub const CHECK_TAGS: u32 = 1 << 5;
+    /// The flow table is nearly full: flows that nobody has answered are over as soon as those that
+    /// were reset.
+    pub const SHORT: u32 = 1 << 6;
+
+    // No two of them are one bit.
+    const ALL: [u32; 7] =
+        [LAST_HOP_KUBE_PROXY, DROP_ICMP_ECHO, QUOTAS, HOLD, LEAVING, CHECK_TAGS, SHORT];
+    const _: () = {
+        let (mut seen, mut at) = (0, 0);
+        while at < ALL.len() {
+            assert!(seen & ALL[at] == 0);
+            seen |= ALL[at];
+            at += 1;
+        }
+    };
 }
 
 /// Whose allowances a flow of one source uses; 0 is nobody's.

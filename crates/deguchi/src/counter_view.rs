@@ -176,7 +176,7 @@ mod tests {
                 rows: 10,
                 ..Census::default()
             },
-            flow_table: FlowRoom { flows: 1000, bytes: 2 << 20 },
+            flow_table: FlowRoom { flows: 1000, bytes: 2 << 20, nearly_full: false },
             ports: vec![
                 Ports { found: used, pending: 0, draining: 8 },
                 Ports { found: PortUse::none(frontend, Protocol::Icmp), pending: 64, draining: 0 },

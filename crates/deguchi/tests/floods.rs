@@ -158,6 +158,46 @@ fn a_pod_that_opens_flows_nobody_answers_leaves_room_at_a_small_size() {
 }
 
 #[test]
+fn a_table_that_is_nearly_full_is_told_and_what_nobody_answers_makes_room() {
+    /// Flows that fit.
+    const ROOM: u16 = 2048;
+    let lab = TestLab::up("nearly", &["--sku", "basic", "--nodes", "1", "--flow-entries", "4096"]);
+    let servers = INTERNET.map(|address| SocketAddrV4::new(address, 80));
+    let mut kept = Vec::new();
+    // Three quarters of each pod's part are answered.
+    for pod in [pod(1, 1), pod(1, 2)] {
+        for number in 0..usize::from(ROOM) * 3 / 8 {
+            let to = servers[number % servers.len()];
+            kept.push(Connection::open(&lab.place(), pod, to.into()).unwrap());
+        }
+    }
+    let room = || lab.explain("pod1-1", server(80))["flowTable"].clone();
+    assert_eq!(room()["nearlyFull"], false);
+    for pod in [pod(1, 1), pod(1, 2), Host::Node(1)] {
+        let from = SocketAddrV4::new(pod.address(), 5000);
+        let datagrams: Vec<Vec<u8>> = (0..ROOM)
+            .map(|port| wire::udp(from, SocketAddrV4::new(INTERNET[1], 20_000 + port), b"x"))
+            .collect();
+        namespace::within(&lab.place().namespace(pod), || wire::send(&datagrams)).unwrap();
+    }
+    lab::eventually("told", Duration::from_secs(15), || {
+        let events = done(&lab.lab(&["get", "events"]));
+        let is_told = events.contains("FlowTableNearlyFull") && room()["nearlyFull"] == true;
+        if is_told { Ok(()) } else { Err((events, room())) }
+    });
+    let status = done(&lab.lab(&["status"]));
+    assert!(status.contains("nearly full"), "{status}");
+    // Fifteen seconds, as after a reset, instead of four minutes.
+    lab::eventually("over", Duration::from_secs(30), || {
+        let room = room();
+        if room["nearlyFull"] == false { Ok(()) } else { Err(room) }
+    });
+    for connection in &mut kept {
+        connection.ask().unwrap();
+    }
+}
+
+#[test]
 fn few_ports_of_a_client_reach_many_services_on_few_pods() {
     const PORTS: u16 = 625;
     const VIPS: usize = 4;

@@ -36,7 +36,7 @@ use crate::{
     pins::{Pins, PinsLock, Role},
     raw::Raw,
     review::Review,
-    source::{self, Source},
+    source::{self, News, Source},
     stop::Stop,
     sweep::{Ended, Holding, Sweep, Usage},
     uplink::{Shared, Uplink, Watcher},
@@ -565,8 +565,12 @@ impl<'a> Agent<'a> {
 
     /// Lets flows that nobody has answered end sooner while the table is nearly full.
     fn set_short(&mut self) -> Result<()> {
-        let most = u64::from(self.config.flow_entries / 2) * NEARLY_FULL.0 / NEARLY_FULL.1;
-        self.short = if self.usage.flows > most { agent_flag::SHORT } else { 0 };
+        let (flows, room) = (self.usage.flows, self.config.flow_entries / 2);
+        let is_short = flows > u64::from(room) * NEARLY_FULL.0 / NEARLY_FULL.1;
+        if is_short && self.short == 0 {
+            self.uplink.get().tell(News::nearly_full(flows, room));
+        }
+        self.short = if is_short { agent_flag::SHORT } else { 0 };
         let flags = self.settings.flags & !agent_flag::SHORT | self.short;
         self.set(AgentSettings { flags, ..self.settings })
     }

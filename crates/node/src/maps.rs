@@ -14,6 +14,7 @@ use aya::{
 use datapath::tables::{
     AgentSettings, AllowedClient, AllowedSource, Block, Endpoint, Flow, FlowKey, LeftoverKey,
     MuxSettings, NearVip, Node, Owners, Policy, Quota, Row, Rule, RuleKey, Service, Source, Vip,
+    agent_flag,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -363,6 +364,8 @@ pub struct FlowRoom {
     pub flows: u32,
     /// Bytes of kernel memory of the flow table and the positions, as the kernel counts them.
     pub bytes: u64,
+    /// It is nearly full, so that flows that nobody has answered end sooner.
+    pub nearly_full: bool,
 }
 
 impl FlowRoom {
@@ -371,7 +374,9 @@ impl FlowRoom {
         let name = "flows";
         let (rows, flows) = size_of_pinned(pins, name)?;
         let (_, positions) = size_of_pinned(pins, "positions")?;
-        Ok(FlowRoom { flows: rows / 2, bytes: flows + positions })
+        let flags = open_settings(pins)?.get(0)?.0.flags;
+        let nearly_full = flags & agent_flag::SHORT != 0;
+        Ok(FlowRoom { flows: rows / 2, bytes: flows + positions, nearly_full })
     }
 }
 
@@ -379,7 +384,8 @@ impl fmt::Display for FlowRoom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let each = self.bytes / u64::from(self.flows.max(1));
         let (flows, mebibytes) = (self.flows, self.bytes >> 20);
-        write!(f, "room for {flows} flows in {mebibytes} MiB, {each} bytes each")
+        let state = if self.nearly_full { "; nearly full" } else { "" };
+        write!(f, "room for {flows} flows in {mebibytes} MiB, {each} bytes each{state}")
     }
 }
 

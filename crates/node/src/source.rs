@@ -59,6 +59,15 @@ impl News {
         News { reason: "ProgramsPutBack", message }
     }
 
+    /// The flow table is nearly full.
+    pub fn nearly_full(flows: u64, room: u32) -> News {
+        let message = format!(
+            "{flows} of the {room} flows that the flow table has room for are there: flows that \
+             nobody has answered end sooner, and new ones are refused once there is no room"
+        );
+        News { reason: "FlowTableNearlyFull", message }
+    }
+
     /// A table was found missing.
     pub fn table_lost(table: &str) -> News {
         let message = format!("table {table} is gone with all that it held; it begins empty");
