@@ -342,24 +342,30 @@ pub mod agent_flag {
     pub const QUOTAS: u32 = 1 << 2;
     /// No flow is opened or missed: some may still have to be carried over.
     pub const HOLD: u32 = 1 << 3;
+    /// The flow table is nearly full: flows that nobody has answered are over as soon as those that
+    /// were reset.
+    pub const SHORT: u32 = 1 << 5;
     /// No flow is opened: packets that are of none pass as if these programs were not there.
     pub const LEAVING: u32 = 1 << 4;
     /// Wrapped packets must bear the right tag.
-    pub const CHECK_TAGS: u32 = 1 << 5;
-    /// The flow table is nearly full: flows that nobody has answered are over as soon as those that
-    /// were reset.
-    pub const SHORT: u32 = 1 << 6;
+    pub const CHECK_TAGS: u32 = 1 << 6;
+    /// IPv6 of pods does not leave the link.
+    pub const REFUSE_IPV6: u32 = 1 << 7;
 
-    // No two of them are one bit.
-    const ALL: [u32; 7] =
-        [LAST_HOP_KUBE_PROXY, DROP_ICMP_ECHO, QUOTAS, HOLD, LEAVING, CHECK_TAGS, SHORT];
+    const ALL: [u32; 8] = [
+        LAST_HOP_KUBE_PROXY,
+        DROP_ICMP_ECHO,
+        QUOTAS,
+        HOLD,
+        LEAVING,
+        SHORT,
+        CHECK_TAGS,
+        REFUSE_IPV6,
+    ];
     const _: () = {
-        let (mut seen, mut at) = (0, 0);
-        while at < ALL.len() {
-            assert!(seen & ALL[at] == 0);
-            seen |= ALL[at];
-            at += 1;
-        }
+        // Each has a bit of its own.
+        let [a, b, c, d, e, f, g, h] = ALL;
+        assert!((a | b | c | d | e | f | g | h).count_ones() as usize == ALL.len());
     };
 }
 
