@@ -715,7 +715,8 @@ fn pods_ipv6_is_kept_in_where_the_setting_says_so_and_nowhere_else() {
         if let Some(setting) = setting {
             spec["ipv6"] = json!(setting);
         }
-        let cluster = Cluster::new(spec, 1);
+        let mut cluster = Cluster::new(spec, 1);
+        cluster.settle();
         let tables = agent_tables(&cluster.objects, "n1", &AgentTables::default()).unwrap();
         assert_eq!(tables.flags & agent_flag::REFUSE_IPV6 != 0, is_refused, "{setting:?}");
     }
