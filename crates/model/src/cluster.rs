@@ -442,7 +442,7 @@ names!(
         /// They bear a tag, and a node takes no others.
         Required = "Required",
         /// The mux's address is enough: everybody on the LAN is trusted.
-        Off = "Off",
+        Disabled = "Disabled",
     }
 );
 
