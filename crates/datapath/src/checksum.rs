@@ -100,8 +100,8 @@ impl Field {
         }
     }
 
-    /// What the kernel holds the field for, as `now` shows, which it became when the kernel was told
-    /// of the address alone. Nothing shows where the two addresses are the same to a sum.
+    /// What the kernel holds the field for, as `now` shows: what it became when the kernel was
+    /// told of the address alone. Nothing shows where the two addresses are the same to a sum.
     #[inline(always)]
     pub fn of_told(self, now: u16) -> Holds {
         if same(self.complete, self.before) {
@@ -114,8 +114,8 @@ impl Field {
     }
 }
 
-/// The checksum field `sum`, which is complete, after both ports changed, each from and to. Where zero stands for no
-/// checksum, a sum of zero is ones. Words are as they lie in memory.
+/// The checksum field `sum`, which is complete, after both ports changed, each from and to. Where
+/// zero stands for no checksum, a sum of zero is ones. Words are as they lie in memory.
 #[inline(always)]
 pub fn replace_ports(sum: u16, ports: [(Port, Port); 2], zero_is_none: bool) -> u16 {
     let mut sum = sum;

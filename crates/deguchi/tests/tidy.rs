@@ -3,6 +3,11 @@
 //! Each rule is a function from what it looks at to a list of complaints. One test runs it over the
 //! whole tree, another shows that it does complain.
 
+#[path = "tidy/circles.rs"]
+mod circles;
+#[path = "tidy/functions.rs"]
+mod functions;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

@@ -299,9 +299,9 @@ fn store_together<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Opt
     ctx.store(start, &bytes, 0).ok()
 }
 
-/// The transport checksum that the packet is to have. The kernel is asked only where the packet does
-/// not show what its field holds: of those that arrive, the kernel may know a sum that must change
-/// with the address.
+/// The transport checksum that the packet is to have. The kernel is asked only where the packet
+/// does not show what its field holds: of those that arrive, the kernel may know a sum that must
+/// change with the address.
 #[inline(always)]
 fn l4_checksum<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<u16> {
     let start = rewrite.at.ip_checksum as usize;

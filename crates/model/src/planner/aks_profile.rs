@@ -172,22 +172,8 @@ fn check_profile(
         ));
     }
     check_numbers(profile)?;
-    if let Some(counts) = &profile.managed_outbound_ips {
-        // A node draws ports of no more addresses.
-        let most = SEGMENTS_MAX as i64;
-        for (field, count, min) in [("count", counts.count, 1), ("countIPv6", counts.count_ipv6, 0)]
-        {
-            if let Some(count) = count.filter(|count| !(min..=most).contains(count)) {
-                return Err(Refusal(format!(
-                    "InvalidLoadBalancerProfileManagedOutboundIPCount: managedOutboundIPs.{field} \
-                     {count}: must be {min} to {most}: a node leaves by at most {most} addresses"
-                )));
-            }
-        }
-        for (family, count) in [(Family::V4, counts.count), (Family::V6, counts.count_ipv6)] {
-            check_room(state, family, count)?;
-        }
-    } else if given.is_empty() {
+    check_counts(state, profile)?;
+    if given.is_empty() {
         check_room(state, Family::V4, Some(1))?;
     }
     for ip in ips.into_iter().flat_map(|ips| &ips.public_ips) {
@@ -201,6 +187,25 @@ fn check_profile(
                 prefix.id
             )));
         }
+    }
+    Ok(())
+}
+
+/// Refuses counts of managed addresses that a node could not use, or for which there is no room.
+fn check_counts(state: &State, profile: &LoadBalancerProfile) -> Result<(), Refusal> {
+    let Some(counts) = &profile.managed_outbound_ips else { return Ok(()) };
+    // A node draws ports of no more addresses.
+    let most = SEGMENTS_MAX as i64;
+    for (field, count, min) in [("count", counts.count, 1), ("countIPv6", counts.count_ipv6, 0)] {
+        if let Some(count) = count.filter(|count| !(min..=most).contains(count)) {
+            return Err(Refusal(format!(
+                "InvalidLoadBalancerProfileManagedOutboundIPCount: managedOutboundIPs.{field} \
+                 {count}: must be {min} to {most}: a node leaves by at most {most} addresses"
+            )));
+        }
+    }
+    for (family, count) in [(Family::V4, counts.count), (Family::V6, counts.count_ipv6)] {
+        check_room(state, family, count)?;
     }
     Ok(())
 }

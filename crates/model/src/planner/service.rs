@@ -180,17 +180,7 @@ pub fn apply(
             ensure_pool(state, config, &key, *family, intent.internal, backends);
         }
     }
-    for placement in &decision.placements {
-        if let Some(mut frontend) = placement.new_frontend.clone() {
-            if placement.draws_address {
-                let subnet = frontend.properties.subnet.as_ref();
-                let subnet = subnet.map_or(String::new(), |subnet| subnet.name.clone());
-                let address = state.subnets.next(&subnet, placement.family);
-                frontend.properties.private_ip_address = address.map(|ip| ip.to_string());
-            }
-            state.add_frontend(&key, frontend);
-        }
-    }
+    add_frontends(state, &key, &decision.placements);
     for probe in decision.probes {
         let balancer = state.balancers.get(&key);
         let known = balancer.and_then(|balancer| balancer.probes.get(&probe.name));
@@ -226,6 +216,21 @@ pub fn apply(
     addresses.extend(&intent.additional_ips);
     let kept = kept.iter().map(removal::Kept::warning).collect();
     Given { addresses, claims: claims(&wanted), kept }
+}
+
+/// Adds the frontends that are new, each with an address of its subnet where it draws one.
+fn add_frontends(state: &mut State, balancer: &str, placements: &[Placement]) {
+    for placement in placements {
+        if let Some(mut frontend) = placement.new_frontend.clone() {
+            if placement.draws_address {
+                let subnet = frontend.properties.subnet.as_ref();
+                let subnet = subnet.map_or(String::new(), |subnet| subnet.name.clone());
+                let address = state.subnets.next(&subnet, placement.family);
+                frontend.properties.private_ip_address = address.map(|ip| ip.to_string());
+            }
+            state.add_frontend(balancer, frontend);
+        }
+    }
 }
 
 /// The address of a frontend.
