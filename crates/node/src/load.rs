@@ -9,14 +9,15 @@ use aya::{
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 use aya_obj::{EbpfSectionKind, Object};
+use datapath::tables::layout;
 use nix::libc;
 use thiserror::Error;
 
 use crate::{
     clock,
     convert::{self, Change, Shape, Wanted},
-    hold,
-    maps::TableError,
+    hold, journal,
+    maps::{self, TableError},
     pins::{Pins, PinsError, PinsLock, Role, rename},
     source::News,
 };
@@ -44,7 +45,8 @@ pub static BENCH_OBJECT: &[u8] =
 /// Oldest kernel that has what the programs use.
 pub const KERNEL_MIN: (u32, u32) = (6, 1);
 
-/// Realtime kernels from this one on may run several softirqs on one CPU, one within the other.
+/// Realtime kernels from this one on can be built to run several softirqs on one CPU, one within
+/// the other (`CONFIG_PREEMPT_RT_NEEDS_BH_LOCK` not set; about 6.18), which is not told everywhere.
 const REALTIME_END: (u32, u32) = (6, 17);
 /// What `uname -v` says of a realtime kernel. Not all of them have `/sys/kernel/realtime`.
 const REALTIME: &str = "PREEMPT_RT";
@@ -60,7 +62,7 @@ pub enum LoadError {
     },
     /// The kernel lets programs of one CPU interrupt one another.
     #[error(
-        "kernel {found} is a realtime one (PREEMPT_RT): from {}.{} on they let a program be \
+        "kernel {found} is a realtime one (PREEMPT_RT): from {}.{} on they may let a program be \
          interrupted by itself, and its memory is one for each CPU; run another kernel",
         REALTIME_END.0, REALTIME_END.1
     )]
@@ -144,6 +146,7 @@ impl LoadError {
             ("kind", found.kind, needed.kind),
             ("key size", found.key, needed.key),
             ("row size", found.row, needed.row),
+            ("layout", found.layout, needed.layout),
         ];
         let first = differ.into_iter().find(|(_, found, needed)| found != needed);
         let (what, found, needed) = first.unwrap_or(("number of rows", found.rows, needed.rows));
@@ -243,7 +246,8 @@ pub fn load_object(pins: Pins, object: &[u8], sizes: &[(&str, u32)]) -> Result<L
     };
     let is_beside = change.as_ref().is_some_and(|change| !change.is_switched());
     let home = if is_beside { pins.next() } else { pins.clone() };
-    let loaded = load_programs(&home, object, sizes, &tables).and_then(|ebpf| {
+    let loaded = write_layouts(&home, &tables).and_then(|()| {
+        let ebpf = load_programs(&home, object, sizes, &tables)?;
         let mut change = change;
         if let Some(change) = change.as_mut().filter(|_| is_beside) {
             change.fill(&tables)?;
@@ -260,6 +264,12 @@ pub fn load_object(pins: Pins, object: &[u8], sizes: &[(&str, u32)]) -> Result<L
     }
     let (ebpf, change) = loaded?;
     Ok(Loaded { ebpf, pins: home, reused, fresh, change, news, lock })
+}
+
+/// Says beside the tables what their rows mean, before those that are still to be made are there.
+fn write_layouts(pins: &Pins, tables: &[Wanted]) -> Result<(), LoadError> {
+    let layouts = tables.iter().map(|table| (&*table.name, table.needed.layout));
+    Ok(maps::write_layouts(pins, layouts)?)
 }
 
 /// Gives back their names to tables that only the programs hold.
@@ -313,7 +323,8 @@ fn tables_of(object: &[u8], sizes: &[(&str, u32)]) -> Result<Vec<(String, Shape)
                 .find(|(sized, _)| sized == name)
                 .map_or(map.max_entries(), |(_, rows)| *rows);
             let (kind, key, row) = (map.map_type(), map.key_size(), map.value_size());
-            (name.clone(), Shape { kind, key, row, rows })
+            let layout = layout(name);
+            (name.clone(), Shape { kind, key, row, rows, layout })
         })
         .collect();
     tables.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -327,6 +338,11 @@ fn load_programs(
     tables: &[Wanted],
 ) -> Result<Ebpf, LoadError> {
     let clock = clock::measure()?;
+    if pins.role() == Role::Agent && !clock.0.goes_by_jiffies() {
+        journal::info(
+            "the kernel has no high-resolution timers: programs ask for the time, a call a packet",
+        );
+    }
     let mut loader = EbpfLoader::new();
     // A mux's programs have no use for it.
     clock::set(&mut loader, &clock, false);
@@ -420,6 +436,8 @@ fn last_lines(log: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use datapath::{limits::LAYOUTS_ROWS, tables::LAYOUTS};
+
     use super::*;
 
     #[test]
@@ -449,5 +467,11 @@ mod tests {
         assert_eq!((flows.key, flows.rows), (16, 4096));
         let mux = tables_of(MUX_OBJECT, &[]).unwrap();
         assert!(mux.iter().any(|(name, _)| name == "owners"));
+        for (name, _) in agent.iter().chain(&mux) {
+            assert!(LAYOUTS.iter().any(|(known, _)| known == name), "{name} has no layout");
+        }
+        assert!(LAYOUTS.len() <= LAYOUTS_ROWS as usize);
+        let is_made = |table: &str| agent.iter().chain(&mux).any(|(name, _)| name == table);
+        assert!(LAYOUTS.iter().all(|(name, _)| is_made(name)), "{LAYOUTS:?}");
     }
 }
