@@ -278,7 +278,11 @@ fn who_is_refused_keeps_what_it_has_also_if_its_uid_is_not_given() {
         .replace("namespace: web", &format!("namespace: web, {uid}"))
         .replace("port: 80", "port: 80, nodePort: 30080");
     let before = runs(&desk, &created);
-    for (from, to) in [("LoadBalancer", "Loadbalancer"), ("port: 80", "port: eighty")] {
+    for (from, to) in [
+        ("LoadBalancer", "Loadbalancer"),
+        ("port: 80", "port: eighty"),
+        ("port: 80", "port: 80, protocol: tcp"),
+    ] {
         let (after, _) = plan(&desk, SHOP.replace(from, to), 1);
         assert_eq!(after["resources"], before["resources"], "{to}");
         assert_eq!(after["changes"], json!([]), "{to}");

@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 
 use crate::kubernetes::{Service, ServicePort};
 use crate::objects::Objects;
+use crate::planner::names;
 use crate::pods::{EndpointConditions, EndpointSlice, SERVICE_NAME_LABEL};
 use crate::resources::{LoadBalancer, LoadBalancingRule, SecurityRuleProperties};
 use crate::serving::Servers;
@@ -67,7 +68,7 @@ pub fn public_rules(objects: &Objects) -> BTreeMap<RuleKey<Ipv4>, PublicRule> {
         .values()
         .filter_map(|service| {
             let uid = service.metadata.uid.as_deref()?;
-            Some((service_prefix(uid), service))
+            Some((names::service_prefix(uid), service))
         })
         .collect();
     let slices = slices_by_service(objects);
@@ -107,11 +108,6 @@ pub fn public_rules(objects: &Objects) -> BTreeMap<RuleKey<Ipv4>, PublicRule> {
     rules
 }
 
-/// The start of the names of everything that belongs to a Service.
-pub(crate) fn service_prefix(uid: &str) -> String {
-    std::iter::once('a').chain(uid.chars().filter(|c| *c != '-')).take(32).collect()
-}
-
 /// Where clients connect to a rule: nowhere, if its frontend is not a public IPv4 one.
 fn rule_keys(
     objects: &Objects,
@@ -147,7 +143,7 @@ fn rule_keys(
 fn service_port<'a>(service: &'a Service, key: &RuleKey<Ipv4>) -> Option<&'a ServicePort> {
     let number = i64::from(key.port.number());
     service.spec.ports.iter().find(|port| {
-        let protocol = port.protocol.as_deref().unwrap_or("TCP");
+        let protocol = port.protocol();
         port.port == number
             && ((key.protocol == TCP && protocol == "TCP")
                 || (key.protocol == UDP && protocol == "UDP"))
@@ -171,7 +167,7 @@ fn listed(
     service: &Service,
     port: &ServicePort,
 ) -> Vec<(Backend, EndpointConditions)> {
-    let protocol = port.protocol.as_deref().unwrap_or("TCP");
+    let protocol = port.protocol();
     let name = port.name.as_deref().unwrap_or_default();
     let slices = slices.get(&service.metadata.key()).into_iter().flatten();
     let endpoints = slices.flat_map(|slice| {

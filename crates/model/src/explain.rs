@@ -10,12 +10,12 @@ use std::net::Ipv4Addr;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::backends::service_prefix;
 use crate::cluster::{LoadBalancerSku, Quotas};
 use crate::decide::{Frontend, Outbound, PUBLIC_IP_ANNOTATION, Step, decide, decide_default};
 use crate::lease::LeaseState;
 use crate::method::{Method, Protocol};
 use crate::objects::Objects;
+use crate::planner::names;
 use crate::reconcile::settings;
 
 /// What is asked.
@@ -283,7 +283,7 @@ fn return_path(objects: &Objects, node: &str, addresses: &[Ipv4Addr]) -> ReturnP
 /// The Services that own frontends with these names.
 fn services_of(objects: &Objects, frontends: &BTreeSet<&str>) -> Vec<String> {
     let owns = |uid: &str| {
-        let prefix = service_prefix(uid);
+        let prefix = names::service_prefix(uid);
         frontends.iter().any(|name| name.split('-').next() == Some(prefix.as_str()))
     };
     let services = objects.services.iter();

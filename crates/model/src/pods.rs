@@ -253,7 +253,7 @@ fn slice_ports(service: &Service, pod: &Pod) -> Vec<SlicePort> {
             Some(SlicePort {
                 name: Some(port.name.clone().unwrap_or_default()),
                 port: Some(number),
-                protocol: Some(port.protocol.clone().unwrap_or_else(|| "TCP".into())),
+                protocol: Some(port.protocol().to_owned()),
             })
         })
         .collect()

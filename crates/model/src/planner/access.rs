@@ -1,37 +1,19 @@
-//! Who may reach a Service: turns source ranges, allowed ranges and service tags into the security
-//! rules that are wanted. Which priority they get and who else shares them is the security group's
-//! business.
+//! Who may reach a Service: turns its sources into the security rules that are wanted. Which
+//! priority they get and who else shares them is the security group's business.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::intent::{Intent, Protocol};
+use super::intent::Intent;
+use super::listener::Transport;
 use super::names::{self, Family};
 use crate::resources::{SecurityRule, SecurityRuleProperties};
 
 /// Security rules that a Service wants, in the order in which they get priorities, each with the
 /// destinations that it wants in them.
 pub type Wanted = Vec<(SecurityRule, Vec<IpAddr>)>;
-
-/// Sources that may connect.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Sources {
-    /// Ranges, aggregated and sorted.
-    pub ranges: Vec<IpNet>,
-    /// Service tags, as written.
-    pub tags: Vec<String>,
-    /// Whether the virtual network is shut out too.
-    pub deny_others: bool,
-    /// Whether no security rule is to be made.
-    pub unmanaged: bool,
-}
-
-/// Merges ranges that overlap or adjoin, sorted by address.
-pub fn aggregate(ranges: &[IpNet]) -> Vec<IpNet> {
-    IpNet::aggregate(&ranges.to_vec())
-}
 
 /// The rules that `intent` wants for packets to `destinations`.
 pub fn wanted(intent: &Intent, destinations: &[IpAddr]) -> Wanted {
@@ -81,9 +63,9 @@ fn ports_by_protocol(intent: &Intent) -> Vec<(&'static str, Vec<String>)> {
     for port in &intent.ports {
         let number = if intent.floating_ip { port.port } else { port.node_port };
         let place = match port.protocol {
-            Protocol::Tcp => 0,
-            Protocol::Udp => 1,
-            Protocol::Sctp => 2,
+            Transport::Tcp => 0,
+            Transport::Udp => 1,
+            Transport::Sctp => 2,
         };
         ports.entry(place).or_default().push(number.to_string());
     }

@@ -4,102 +4,17 @@
 
 use std::net::IpAddr;
 
-use super::access::{Sources, aggregate};
 use super::annotation_names;
 use super::annotations::{Annotations, PREFIX, Refusal, bad};
 use super::config::ProviderConfig;
 use super::families;
+use super::listener::{CommonProbe, Port};
 use super::names::{self, Family};
+use super::probes;
 use super::public_ips::{parse_ip_tags, parse_tags};
-use crate::cluster::Limits;
+use super::sources::Sources;
 use crate::kubernetes::Service;
 use crate::resources::{IpTag, Tags};
-use crate::validation::source_range;
-
-/// Transport protocol of a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-}
-
-impl Protocol {
-    /// As Kubernetes writes it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-            Protocol::Sctp => "SCTP",
-        }
-    }
-
-    /// As a load-balancing rule writes it.
-    pub fn transport(self) -> &'static str {
-        match self {
-            Protocol::Tcp => "Tcp",
-            Protocol::Udp => "Udp",
-            Protocol::Sctp => "All",
-        }
-    }
-}
-
-/// A port of a Service.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Port {
-    /// Name; empty if it has none.
-    pub name: String,
-    /// Protocol.
-    pub protocol: Protocol,
-    /// Port at the frontend.
-    pub port: u16,
-    /// Port at every node; 0 if there is none.
-    pub node_port: u16,
-    /// Whether a rule is made.
-    pub has_rule: bool,
-    /// The probe of the rule.
-    pub probe: PortProbe,
-}
-
-/// The probe of a port.
-#[derive(Debug, Clone, PartialEq)]
-pub enum PortProbe {
-    /// None: every node counts as healthy.
-    None,
-    /// The one of the Service (`externalTrafficPolicy: Local`) or of all Services (shared mode).
-    Common,
-    /// Its own.
-    Own(ProbeIntent),
-}
-
-/// What a probe does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProbeIntent {
-    /// `Tcp`, `Http` or `Https`.
-    pub protocol: &'static str,
-    /// Port at the node.
-    pub port: u16,
-    /// Path, for HTTP.
-    pub path: Option<String>,
-    /// Seconds between two probes.
-    pub interval: u32,
-    /// Answers in a row that change the node's state.
-    pub threshold: u32,
-}
-
-/// The probe that several ports of a Service use.
-#[derive(Debug, Clone, PartialEq)]
-pub enum CommonProbe {
-    /// Every port has its own.
-    None,
-    /// kube-proxy's answer for this Service, on its health check node port.
-    Local(ProbeIntent),
-    /// kube-proxy's answer for the node, one probe for all Services.
-    Shared(ProbeIntent),
-}
 
 /// Where a public address comes from, for one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,7 +106,7 @@ impl Intent {
             && internal
             && config.standard;
         let (ports, common_probe) =
-            super::probes::ports_with_probes(service, &mut notes, config, ha_ports, internal)?;
+            probes::ports_with_probes(service, &mut notes, config, ha_ports, internal)?;
         let to_node_port = !floating_ip || (internal && families.contains(&Family::V6));
         if to_node_port && !ha_ports {
             check_node_ports(&ports)?;
@@ -208,7 +123,7 @@ impl Intent {
         let tags = notes.get("azure-pip-tags").unwrap_or_default();
         let tags = parse_tags(tags, &Tags::new(), &mut warnings);
         let ip_tags = notes.get("azure-pip-ip-tags").map(|text| parse_ip_tags(text, &mut warnings));
-        let sources = sources(service, &mut notes)?;
+        let sources = Sources::read(service, &mut notes)?;
         notes.warnings.append(&mut warnings);
         let status = &service.status.load_balancer.ingress;
         Ok(Intent {
@@ -443,64 +358,4 @@ fn additional_ips(notes: &Annotations<'_>) -> Result<Vec<IpAddr>, Refusal> {
         }
     }
     Ok(addresses)
-}
-
-fn sources(service: &Service, notes: &mut Annotations<'_>) -> Result<Sources, Refusal> {
-    let mut of_spec = Vec::new();
-    for text in &service.spec.load_balancer_source_ranges {
-        let text = text.trim();
-        of_spec.push(
-            source_range(text).map_err(|why| {
-                Refusal(format!("spec.loadBalancerSourceRanges: {text:?}: {why}"))
-            })?,
-        );
-    }
-    let mut of_notes = Vec::new();
-    for name in ["azure-allowed-ip-ranges", "load-balancer-source-ranges"] {
-        for text in notes.list(name) {
-            of_notes.push(source_range(text).map_err(|why| bad(name, text, &why))?);
-        }
-    }
-    if !of_spec.is_empty() && !of_notes.is_empty() {
-        return Err(Refusal(format!(
-            "cannot set both spec.LoadBalancerSourceRanges and service annotation {PREFIX}\
-             azure-allowed-ip-ranges: put all ranges into one of them"
-        )));
-    }
-    let mut tags: Vec<String> = Vec::new();
-    for tag in notes.list("azure-allowed-service-tags") {
-        if !tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
-            return Err(bad(
-                "azure-allowed-service-tags",
-                tag,
-                "must be a list of service tags such as AzureCloud or Storage.WestEurope",
-            ));
-        }
-        if !tags.iter().any(|known| known == tag) {
-            tags.push(tag.to_owned());
-        }
-    }
-    if !of_spec.is_empty() && !tags.is_empty() {
-        notes.warnings.push(format!(
-            "spec.loadBalancerSourceRanges and {PREFIX}azure-allowed-service-tags are both set: \
-             kube-proxy drops what comes from the tags but not from the ranges"
-        ));
-    }
-    of_spec.append(&mut of_notes);
-    Ok(Sources {
-        ranges: aggregate(&of_spec),
-        tags,
-        deny_others: notes.is_true("azure-deny-all-except-load-balancer-source-ranges"),
-        unmanaged: notes.is_true("azure-disable-load-balancer-nsg-rule"),
-    })
-}
-
-/// Ports on which Azure sends no HTTP probe.
-pub const UNPROBED_PORTS: [u16; 9] = [19, 21, 25, 70, 110, 119, 143, 220, 993];
-
-/// Whether Azure's limits forbid this probe.
-pub fn is_probe_forbidden(probe: &ProbeIntent, config: &ProviderConfig) -> bool {
-    config.limits == Limits::Azure
-        && probe.protocol != "Tcp"
-        && UNPROBED_PORTS.contains(&probe.port)
 }

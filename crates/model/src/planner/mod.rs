@@ -40,6 +40,7 @@ mod families;
 pub mod frontends;
 pub mod intent;
 pub mod limits;
+pub mod listener;
 pub mod names;
 pub mod ordered;
 pub mod probes;
@@ -48,6 +49,7 @@ pub mod removal;
 pub mod rules;
 pub mod security_group;
 pub mod service;
+pub mod sources;
 pub mod state;
 mod takeover;
 

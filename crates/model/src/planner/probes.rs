@@ -4,7 +4,7 @@
 
 use super::annotations::{Annotations, PREFIX, Refusal, bad};
 use super::config::ProviderConfig;
-use super::intent::{CommonProbe, Port, PortProbe, ProbeIntent, Protocol, is_probe_forbidden};
+use super::listener::{CommonProbe, Port, PortProbe, ProbeIntent, Transport, is_probe_forbidden};
 use crate::kubernetes::{Service, ServicePort};
 use crate::resources::{Probe, ProbeProperties};
 
@@ -36,7 +36,7 @@ pub fn ports_with_probes(
                 port.port
             )));
         }
-        if port.has_rule && port.protocol == Protocol::Sctp && (!config.standard || !internal) {
+        if port.has_rule && port.protocol == Transport::Sctp && (!config.standard || !internal) {
             return Err(Refusal(format!(
                 "SCTP is only supported on standard loadbalancer in internal mode: set {PREFIX}\
                  azure-load-balancer-internal to \"true\" or remove port {}",
@@ -73,9 +73,9 @@ fn port(spec: &ServicePort, notes: &mut Annotations<'_>) -> Result<Port, Refusal
             .ok_or_else(|| Refusal(format!("spec.ports.{field}: {value}: must be {min} to 65535")))
     };
     let protocol = match spec.protocol.as_deref() {
-        None | Some("" | "TCP") => Protocol::Tcp,
-        Some("UDP") => Protocol::Udp,
-        Some("SCTP") => Protocol::Sctp,
+        None | Some("" | "TCP") => Transport::Tcp,
+        Some("UDP") => Transport::Udp,
+        Some("SCTP") => Transport::Sctp,
         Some(other) => {
             return Err(Refusal(format!(
                 "spec.ports.protocol: {other:?}: only TCP, UDP and SCTP are supported for Azure \
@@ -155,7 +155,7 @@ fn probe_of(
         CommonProbe::None => PortProbe::None,
         CommonProbe::Local(_) | CommonProbe::Shared(_) => PortProbe::Common,
     };
-    if port.protocol != Protocol::Tcp {
+    if port.protocol != Transport::Tcp {
         return Ok(or_common);
     }
     let number = match probe_port(port.port, ports, notes)? {

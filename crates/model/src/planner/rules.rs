@@ -1,7 +1,8 @@
 //! The load-balancing rules and probes that a Service wants on one frontend.
 
 use super::config::ProviderConfig;
-use super::intent::{CommonProbe, Intent, Port, PortProbe, ProbeIntent, Protocol};
+use super::intent::Intent;
+use super::listener::{CommonProbe, Port, PortProbe, ProbeIntent, Transport};
 use super::names::{self, Family};
 use super::probes;
 use crate::resources::{LoadBalancingRule, LoadBalancingRuleProperties, Probe, SubResource};
@@ -98,7 +99,7 @@ fn rule(
         None => (0, 0),
         Some(port) => (port.port, if floating { port.port } else { port.node_port }),
     };
-    let has_reset = config.standard && port.is_none_or(|port| port.protocol == Protocol::Tcp);
+    let has_reset = config.standard && port.is_none_or(|port| port.protocol == Transport::Tcp);
     let id = target.balancer_id;
     let pool = names::pool(&config.cluster, target.family);
     LoadBalancingRule {
@@ -113,7 +114,7 @@ fn rule(
                 "{id}/backendAddressPools/{pool}"
             ))),
             probe,
-            protocol: port.map_or("All", |port| port.protocol.transport()).to_owned(),
+            protocol: port.map_or("All", |port| port.protocol.of_rule()).to_owned(),
             frontend_port,
             backend_port,
             enable_floating_ip: Some(floating),
