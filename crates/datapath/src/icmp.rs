@@ -10,14 +10,10 @@ use crate::{
     packet::{ETHERNET, Headers, Packet, View},
     protocol,
     tables::{Flow, FlowKey, Side},
-    verdict::{Change, End},
+    verdict::{Change, End, ErrorRewrite, TOO_BIG, Word},
 };
 
 type Address = <V4 as Family>::Address;
-
-/// Words that translating an error can change: two of the inner address, both inner ports, the
-/// inner IP and transport checksums, and the ICMP checksum.
-pub const WORDS: usize = 7;
 
 /// The packet that an error carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,28 +105,75 @@ impl Inner {
     }
 }
 
-/// Sixteen bits to be written; an offset of zero is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Word {
-    /// Offset in the frame, after unwrapping.
-    pub at: u16,
-    /// The new bytes.
-    pub new: [u8; 2],
+/// What a translation changes in the packet that an error carries: one end is ours.
+struct Renaming {
+    ours_is_target: bool,
+    address: Change<Address>,
+    port: Change<Port>,
+    far_port: Change<Port>,
 }
 
-/// Changes to an ICMP error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ErrorRewrite {
-    /// First take [`crate::gue::OVERHEAD`] bytes away. Offsets below are those after it.
-    pub unwrap: bool,
-    /// Offset of the outer address.
-    pub address_at: u16,
-    /// The outer address, before and after.
-    pub address: Change<Address>,
-    /// Offset of the outer IP header's checksum.
-    pub ip_checksum_at: u16,
-    /// Everything behind the outer IP header.
-    pub words: [Word; WORDS],
+impl Renaming {
+    /// An error that goes out is about a packet that came in: our end is its destination.
+    #[inline(always)]
+    fn of(inner: &Inner, end: End, half: &Flow<Address>) -> Self {
+        let ours_is_target = matches!(end, End::Source);
+        let (address, port, far_port) = if ours_is_target {
+            (inner.target, inner.target_port, inner.source_port)
+        } else {
+            (inner.source, inner.source_port, inner.target_port)
+        };
+        Self {
+            ours_is_target,
+            address: Change { old: address, new: half.address },
+            port: Change { old: port, new: half.port },
+            far_port: Change { old: far_port, new: half.far_port(far_port) },
+        }
+    }
+
+    /// The checksum field `sum` after the change of our address, which it covers.
+    #[inline(always)]
+    fn replace_address(&self, sum: u16) -> u16 {
+        let ([a, b, c, d], [e, f, g, h]) = (self.address.old.wire(), self.address.new.wire());
+        let word = |high, low| u16::from_be_bytes([high, low]);
+        let sum = checksum::replace(sum, word(a, b), word(e, f));
+        checksum::replace(sum, word(c, d), word(g, h))
+    }
+
+    /// The checksum field `sum` after the change of both ports, which it covers.
+    #[inline(always)]
+    fn replace_ports(&self, sum: u16) -> u16 {
+        let sum = checksum::replace(sum, self.port.old.number(), self.port.new.number());
+        checksum::replace(sum, self.far_port.old.number(), self.far_port.new.number())
+    }
+
+    /// The inner transport checksum's offset, and the field before and after: nothing where the
+    /// error does not carry it, or it says nothing.
+    #[inline(always)]
+    fn l4_checksum<P: Packet + ?Sized>(
+        &self,
+        packet: &P,
+        headers: &Headers<V4>,
+        inner: &Inner,
+    ) -> Option<(usize, Change<u16>)> {
+        let (offset, covers_address) = match inner.protocol {
+            protocol::TCP => (16, true),
+            protocol::UDP => (6, true),
+            protocol::ICMP => (2, false),
+            _ => return None,
+        };
+        let at = inner.l4 + offset;
+        if at + 2 > headers.ip + headers.total as usize {
+            return None;
+        }
+        let old = u16::from_be_bytes(packet.read::<2>(at)?);
+        let is_udp = inner.protocol == protocol::UDP;
+        if is_udp && old == 0 {
+            return None;
+        }
+        let new = self.replace_ports(if covers_address { self.replace_address(old) } else { old });
+        Some((at, Change { old, new: if is_udp && new == 0 { 0xffff } else { new } }))
+    }
 }
 
 /// Translates an error about a packet of the flow with this half: the outer `end` and, in the inner
@@ -146,91 +189,52 @@ pub fn translate<P: Packet + ?Sized>(
     half: &Flow<Address>,
     shift: usize,
 ) -> Option<ErrorRewrite> {
-    let (address, port) = (half.address, half.port);
-    // An error that goes out is about a packet that came in: our end is its destination.
-    let ours_is_target = matches!(end, End::Source);
-    let (old, old_port, old_far) = if ours_is_target {
-        (inner.target, inner.target_port, inner.source_port)
-    } else {
-        (inner.source, inner.source_port, inner.target_port)
-    };
-    let far = half.far_port(old_far);
-    let echo = inner.protocol == protocol::ICMP;
-    let has_ports = matches!(inner.protocol, protocol::TCP | protocol::UDP | protocol::ICMP);
-    let address_at = inner.ip + if ours_is_target { 16 } else { 12 };
-    let port_at = inner.l4
-        + match (echo, ours_is_target) {
-            (true, _) => 4,
-            (false, true) => 2,
-            (false, false) => 0,
-        };
-    let far_at = inner.l4 + if ours_is_target { 0 } else { 2 };
-    let ports = [(old_port, port), (old_far, far)];
-    let mut outer_sum = u16::from_be_bytes(packet.read::<2>(headers.l4 + 2)?);
-    let ip_sum = u16::from_be_bytes(packet.read::<2>(inner.ip + 10)?);
-
-    let mut new_ip_sum = ip_sum;
-    let [[a, b, c, d], [e, f, g, h]] = [old.wire(), address.wire()];
-    let words = [([a, b], [e, f]), ([c, d], [g, h])];
-    for (old, new) in words {
-        let (old, new) = (u16::from_be_bytes(old), u16::from_be_bytes(new));
-        new_ip_sum = checksum::replace(new_ip_sum, old, new);
-        outer_sum = checksum::replace(outer_sum, old, new);
-    }
-    outer_sum = checksum::replace(outer_sum, ip_sum, new_ip_sum);
-    for (old, new) in ports {
-        outer_sum = checksum::replace(outer_sum, old.number(), new.number());
-    }
-
-    // The inner transport checksum, where the error carries it and it says something.
-    let l4_sum_at = inner.l4
-        + match inner.protocol {
-            protocol::TCP => 16,
-            protocol::UDP => 6,
-            _ => 2,
-        };
-    let mut l4_word = Word::default();
-    if has_ports
-        && l4_sum_at + 2 <= headers.ip + headers.total as usize
-        && let Some(bytes) = packet.read::<2>(l4_sum_at)
-    {
-        let sum = u16::from_be_bytes(bytes);
-        if !(inner.protocol == protocol::UDP && sum == 0) {
-            let mut new = sum;
-            if !echo {
-                for (old, new_word) in words {
-                    new = checksum::replace(
-                        new,
-                        u16::from_be_bytes(old),
-                        u16::from_be_bytes(new_word),
-                    );
-                }
-            }
-            for (old, new_port) in ports {
-                new = checksum::replace(new, old.number(), new_port.number());
-            }
-            if inner.protocol == protocol::UDP && new == 0 {
-                new = 0xffff;
-            }
-            outer_sum = checksum::replace(outer_sum, sum, new);
-            l4_word = Word { at: (l4_sum_at - shift) as u16, new: new.to_be_bytes() };
-        }
-    }
+    let renaming = Renaming::of(inner, end, half);
     let at = |offset: usize| (offset - shift) as u16;
+    let at_if = |is_there: bool, offset: usize| if is_there { at(offset) } else { 0 };
+    let old_outer_sum = u16::from_be_bytes(packet.read::<2>(headers.l4 + 2)?);
+    let old_ip_sum = u16::from_be_bytes(packet.read::<2>(inner.ip + 10)?);
+
+    let ip_sum = renaming.replace_address(old_ip_sum);
+    let outer_sum = renaming.replace_address(old_outer_sum);
+    let outer_sum = checksum::replace(outer_sum, old_ip_sum, ip_sum);
+    let mut outer_sum = renaming.replace_ports(outer_sum);
+    let mut l4_word = Word::default();
+    if let Some((offset, sum)) = renaming.l4_checksum(packet, headers, inner) {
+        outer_sum = checksum::replace(outer_sum, sum.old, sum.new);
+        l4_word = Word { at: at(offset), new: sum.new.to_be_bytes() };
+    }
+
+    let ours_is_target = renaming.ours_is_target;
+    let (outer, address_at) = if ours_is_target {
+        (headers.source, inner.ip + 16)
+    } else {
+        (headers.target, inner.ip + 12)
+    };
+    let is_echo = inner.protocol == protocol::ICMP;
+    let has_ports = is_echo || matches!(inner.protocol, protocol::TCP | protocol::UDP);
+    let (port, far_port) = (renaming.port.new, renaming.far_port);
+    let port_at = match (is_echo, ours_is_target) {
+        (true, _) => 4,
+        (false, true) => 2,
+        (false, false) => 0,
+    };
+    let far_at = if ours_is_target { 0 } else { 2 };
+    let [a, b, c, d] = renaming.address.new.wire();
     Some(ErrorRewrite {
         unwrap: shift != 0,
         address_at: at(headers.ip + if ours_is_target { 12 } else { 16 }),
-        address: Change {
-            old: if ours_is_target { headers.source } else { headers.target },
-            new: address,
-        },
+        address: Change { old: outer, new: renaming.address.new },
         ip_checksum_at: at(headers.ip + 10),
         words: [
-            Word { at: at(address_at), new: [e, f] },
-            Word { at: at(address_at + 2), new: [g, h] },
-            Word { at: if has_ports { at(port_at) } else { 0 }, new: port.wire() },
-            Word { at: if far != old_far { at(far_at) } else { 0 }, new: far.wire() },
-            Word { at: at(inner.ip + 10), new: new_ip_sum.to_be_bytes() },
+            Word { at: at(address_at), new: [a, b] },
+            Word { at: at(address_at + 2), new: [c, d] },
+            Word { at: at_if(has_ports, inner.l4 + port_at), new: port.wire() },
+            Word {
+                at: at_if(far_port.new != far_port.old, inner.l4 + far_at),
+                new: far_port.new.wire(),
+            },
+            Word { at: at(inner.ip + 10), new: ip_sum.to_be_bytes() },
             l4_word,
             Word { at: at(headers.l4 + 2), new: outer_sum.to_be_bytes() },
         ],
@@ -239,9 +243,6 @@ pub fn translate<P: Packet + ?Sized>(
 
 /// Bytes of the original packet that an error of ours quotes: IPv4 header 20 + 8.
 pub const QUOTE: usize = 28;
-
-/// Bytes of the headers of [`too_big`]: Ethernet, IPv4 and ICMP.
-pub const TOO_BIG: usize = ETHERNET + 20 + 8;
 
 /// The headers of "fragmentation needed" (type 3, code 4, RFC 1191): from the VIP to the sender
 /// of the packet that did not fit, with the size that would. `quote` are the packet's first bytes.

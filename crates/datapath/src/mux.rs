@@ -19,7 +19,7 @@ use crate::{
         Fragment, FragmentKey, LeftoverKey, MuxSettings, NearVip, Node, Note, Owners, Rule,
         RuleKey, Side, Ticks, Vip, mux_flag, owner, rule_flag,
     },
-    verdict::MuxVerdict,
+    verdict::{MuxVerdict, TOO_BIG},
 };
 
 type Address = <V4 as Family>::Address;
@@ -425,7 +425,7 @@ fn too_big<P: Packet + ?Sized>(
     let room = settings.mtu.saturating_sub(GUE_OVERHEAD);
     Ok(MuxVerdict::TellTooBig {
         headers: icmp::too_big(&ethernet, headers, &quote, room),
-        length: icmp::TOO_BIG + icmp::QUOTE,
+        length: TOO_BIG + icmp::QUOTE,
     })
 }
 

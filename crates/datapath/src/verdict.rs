@@ -1,8 +1,8 @@
 //! What is to be done with a packet, as values.
 
 use crate::{
-    Drop, Event, Family, Pass, Port,
-    packet::{Headers, Transport},
+    Drop, Event, Family, Ipv4, Pass, Port,
+    packet::{ETHERNET, Headers, Transport},
     protocol,
     tables::FlowKey,
 };
@@ -35,7 +35,7 @@ pub enum Verdict<F: Family> {
     /// Is changed and goes on.
     Rewrite(Rewrite<F>),
     /// Is an ICMP error, is changed and goes on.
-    RewriteError(crate::icmp::ErrorRewrite),
+    RewriteError(ErrorRewrite),
 }
 
 /// Changes to one packet.
@@ -119,6 +119,34 @@ pub struct Segment {
     pub size: Change<[u8; 2]>,
 }
 
+/// Words that translating an error can change: two of the inner address, both inner ports, the
+/// inner IP and transport checksums, and the ICMP checksum.
+pub const WORDS: usize = 7;
+
+/// Sixteen bits to be written; an offset of zero is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Word {
+    /// Offset in the frame, after unwrapping.
+    pub at: u16,
+    /// The new bytes.
+    pub new: [u8; 2],
+}
+
+/// Changes to an ICMP error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorRewrite {
+    /// First take [`crate::gue::OVERHEAD`] bytes away. Offsets below are those after it.
+    pub unwrap: bool,
+    /// Offset of the outer address.
+    pub address_at: u16,
+    /// The outer address, before and after.
+    pub address: Change<Ipv4>,
+    /// Offset of the outer IP header's checksum.
+    pub ip_checksum_at: u16,
+    /// Everything behind the outer IP header.
+    pub words: [Word; WORDS],
+}
+
 impl Places {
     /// Where things stand in an IPv4 packet with these headers; `shift` bytes in front of it are
     /// taken away first.
@@ -169,6 +197,9 @@ fn l4_room<F: Family>(headers: &Headers<F>) -> usize {
     (headers.total as usize + headers.ip).saturating_sub(headers.l4)
 }
 
+/// Bytes of the headers of an ICMP error of ours: Ethernet, IPv4 and ICMP.
+pub const TOO_BIG: usize = ETHERNET + 20 + 8;
+
 /// What the mux does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -197,7 +228,7 @@ pub enum MuxVerdict<'a> {
     /// header, it is cut behind `length` bytes, and it goes back out of the interface it came by.
     TellTooBig {
         /// The new Ethernet, IPv4 and ICMP headers.
-        headers: [u8; crate::icmp::TOO_BIG],
+        headers: [u8; TOO_BIG],
         /// Bytes of the new frame.
         length: usize,
     },

@@ -46,7 +46,7 @@ const OUT_OF_REACH: &[&str] = &[
 #[test]
 fn random_traffic_reaches_nearly_every_reason_and_event() {
     let mut host = Host::new(&Tables::default());
-    let reached = rules::play(1, 6 * ROUND, &mut [&mut host]).unwrap();
+    let reached = rules::play(1, 8 * ROUND, &mut [&mut host]).unwrap();
     for name in names().into_values() {
         assert_ne!(reached.contains(name), OUT_OF_REACH.contains(&name), "{name}");
     }

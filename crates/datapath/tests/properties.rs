@@ -8,7 +8,9 @@ use std::{
 };
 
 use datapath::{
-    Drop, Ipv4, Port, checksum, flow,
+    Drop, Ipv4, Port,
+    checksum::{self, Field, Holds},
+    flow,
     gue::{self, Outer},
     mux::reply_hash,
     packet::{self, Packet},
@@ -322,6 +324,31 @@ proptest! {
         }
         prop_assert!(checksum::same(after, step));
         prop_assert_eq!(checksum::same(before, length), before % 0xffff == length % 0xffff);
+    }
+
+    #[test]
+    fn a_checksum_is_never_held_for_the_other_kind(
+        source in address(),
+        target in address(),
+        new in address(),
+        (protocol, length, sum, is_segments) in any::<(u8, u16, u16, bool)>(),
+    ) {
+        let pseudo = checksum::pseudo_header(source, target, protocol, length);
+        // The card is to fill it in: the kernel keeps the sum of the pseudo-header right.
+        let field = Field::new(pseudo, source, new);
+        prop_assert_eq!(field.of_leaving(pseudo, is_segments), Holds::Either);
+        let told = field.of_told(checksum::pseudo_header(new, target, protocol, length));
+        prop_assert_ne!(told, Holds::Everything);
+        // It is complete.
+        let field = Field::new(sum, source, new);
+        let shows = !is_segments && !checksum::same(sum, pseudo);
+        let expected = if shows { Holds::Everything } else { Holds::Either };
+        prop_assert_eq!(field.of_leaving(pseudo, is_segments), expected);
+        let told = field.of_told(field.complete());
+        prop_assert_ne!(told, Holds::PseudoHeader);
+        // Only addresses that are the same to a sum leave it open.
+        let is_open = checksum::same(checksum::replace_address(sum, source, new), sum);
+        prop_assert_eq!(told == Holds::Either, is_open);
     }
 
     #[test]

@@ -126,31 +126,6 @@ fn a_pod_that_floods_takes_nothing_that_others_have() {
 }
 
 #[test]
-fn a_full_flow_table_refuses_what_is_new_and_keeps_what_is_there() {
-    const FLOWS: u64 = 2048;
-    let lab = TestLab::up("table", &["--nodes", "2", "--flow-entries", "4096"]);
-    let mut others = Others::open(&lab);
-    let mut dice = seeded(32);
-    let from = SocketAddrV4::new(pod(1, 1).address(), 5000);
-    let datagrams: Vec<Vec<u8>> = (0..FLOOD)
-        .map(|_| {
-            let to = INTERNET[dice.random_range(0..INTERNET.len())];
-            // Where somebody listens an answer would come; none is needed here.
-            let port = dice.random_range(10_000..60_000);
-            wire::udp(from, SocketAddrV4::new(to, port), b"x")
-        })
-        .collect();
-    within(&lab, pod(1, 1), || wire::send(&datagrams));
-    let (opened, refused) =
-        (lab.counter("node1", "flow_out"), lab.counter("node1", "flow_table_full"));
-    assert!((FLOWS * 9 / 10..=FLOWS).contains(&opened), "{opened} flows in a table for {FLOWS}");
-    assert!(refused > FLOOD as u64 / 2, "{refused}");
-    others.all_go_on();
-    assert!(client::seen(&lab.place(), pod(1, 2), server(80).into()).is_err(), "room in the table");
-    client::seen(&lab.place(), pod(2, 2), server(80).into()).unwrap();
-}
-
-#[test]
 fn a_quota_leaves_room_for_others_when_one_pod_floods() {
     const QUOTA: u64 = 500;
     let lab = TestLab::up("quota", &["--nodes", "1", "--flow-entries", "4096"]);

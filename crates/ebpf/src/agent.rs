@@ -28,16 +28,15 @@ use aya_ebpf::{
 use datapath::{
     Drop, Event, Pass, Port, V4,
     agent::{AgentTables, NotInserted, Step},
-    checksum,
+    checksum::{self, Field, Holds},
     clock::Clock,
     gue,
-    icmp::ErrorRewrite,
     limits::{OWN_MARK, POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
     packet::{ETHERNET, HEADERS_MAX, Packet, has_more_headers},
     positions::{Bits, Positions},
     protocol,
     tables::*,
-    verdict::{Cover, End, Rewrite, Verdict},
+    verdict::{Cover, End, ErrorRewrite, Rewrite, Verdict},
 };
 use frame::Frame;
 
@@ -293,61 +292,47 @@ fn store_together<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Opt
     ctx.store(start, &bytes, 0).ok()
 }
 
-/// The transport checksum that the packet is to have: of one that is complete, all changes are
-/// told; of one that the card is to fill in, only that of the pseudo-header. Which one it is, only
-/// the kernel knows.
-///
-/// But a card adds what stands in the field to the sum of all the rest, so that the sum of the
-/// pseudo-header must stand there. What holds another number is complete. Packets that are still to
-/// be cut into segments say so; of those that arrive, the kernel may know a sum that must change
+/// The transport checksum that the packet is to have. The kernel is asked only where the packet does
+/// not show what its field holds: of those that arrive, the kernel may know a sum that must change
 /// with the address.
 #[inline(always)]
 fn l4_checksum<const N: usize>(ctx: &TcContext, rewrite: &Rewrite<V4>) -> Option<u16> {
-    let at = &rewrite.at;
-    let start = at.ip_checksum as usize;
+    let start = rewrite.at.ip_checksum as usize;
     let (old, new) = (rewrite.address.old, rewrite.address.new);
     let read = |at: usize| {
         let frame = Frame::new(ctx.data(), ctx.data_end(), 0);
         frame.read::<2>(at).map(u16::from_ne_bytes)
     };
-    let sum = read(start + N - 2)?;
-    let complete = checksum::replace_address(sum, old, new);
-    let mut sum_now = complete;
-    let mut is_complete = false;
+    let sum = Field::new(read(start + N - 2)?, old, new);
+    let mut now = sum.complete();
+    let mut holds = Holds::Either;
     if matches!(rewrite.end, End::Source) {
         // SAFETY: the context is the kernel's.
-        let is_whole = unsafe { (*ctx.skb.skb).gso_size } == 0;
+        let is_segments = unsafe { (*ctx.skb.skb).gso_size } != 0;
         let target = Frame::new(ctx.data(), ctx.data_end(), 0).read::<4>(start + 6)?;
         let target = Address::from_wire(target);
         let length = u16::from_be(read(start - 8)?).wrapping_sub(20);
         let protocol = if N == UDP { protocol::UDP } else { protocol::TCP };
         let pseudo = checksum::pseudo_header(old, target, protocol, length);
-        is_complete = is_whole && !checksum::same(sum, pseudo);
+        holds = sum.of_leaving(pseudo, is_segments);
     }
-    if !is_complete {
+    if !matches!(holds, Holds::Everything) {
         let zero = if N == UDP { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
         let flags = BPF_F_PSEUDO_HDR as u64 | zero | 4;
         ctx.l4_csum_replace(start + N - 2, whole(old), whole(new), flags).ok()?;
-        // What became of the field shows what the kernel holds it for, unless the two addresses
-        // are the same to a sum.
-        if checksum::same(complete, sum) {
+        now = read(start + N - 2)?;
+        holds = sum.of_told(now);
+        if matches!(holds, Holds::Either) {
             let (old, new) = ports(rewrite);
             ctx.l4_csum_replace(start + N - 2, old, new, zero | 4).ok()?;
             return read(start + N - 2);
         }
-        sum_now = read(start + N - 2)?;
-        is_complete = checksum::same(sum_now, complete);
     }
-    if !is_complete {
-        return Some(sum_now);
+    if matches!(holds, Holds::PseudoHeader) {
+        return Some(now);
     }
-    let mut sum = sum_now;
-    for port in [&rewrite.port, &rewrite.far_port] {
-        let [old, new] = [port.old, port.new].map(|port| u16::from_ne_bytes(port.wire()));
-        sum = checksum::replace(sum, old, new);
-    }
-    // UDP's zero stands for no checksum.
-    Some(if N == UDP && sum == 0 { 0xffff } else { sum })
+    let ports = [rewrite.port, rewrite.far_port].map(|port| (port.old, port.new));
+    Some(checksum::replace_ports(now, ports, N == UDP))
 }
 
 /// Carries out the changes to an ICMP error.

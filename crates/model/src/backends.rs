@@ -91,7 +91,11 @@ pub fn public_rules(objects: &Objects) -> BTreeMap<RuleKey<Ipv4>, PublicRule> {
                     PublicRule {
                         name: rule.name.clone(),
                         key,
-                        nodes: servers.of(balancer, rule, &backends),
+                        nodes: servers.of(
+                            balancer,
+                            rule,
+                            backends.iter().map(|pod| pod.node.as_str()),
+                        ),
                         backends,
                         unready,
                         client_affinity: distribution != "Default",

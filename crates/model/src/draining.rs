@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::addresses::existing;
+use crate::event::Event;
 use crate::lease::Millis;
 use crate::objects::{DEFAULT, Kind, ObjectKey, Objects};
 use crate::planner::aks::{MANAGED_NAT, MANAGED_OUTBOUND, MANAGED_TAG};
-use crate::reconcile::Event;
 use crate::runtime::{Draining, NodeNetwork};
 
 /// Addresses that are not to be deleted yet, because nodes hold ports of them.

@@ -15,8 +15,8 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::cluster::{ClusterNetwork, PublicIPAddress, PublicIPPool};
+use crate::kind::Kind;
 use crate::kubernetes::{Node, ObjectMeta, Service};
-use crate::objects::Kind;
 use crate::validation::{self, Checked};
 
 pub use fields::{Misunderstood, Understood, accept, reread, understand};

@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::backends::Backend;
 use crate::kubernetes::Node;
 use crate::lease::Millis;
 use crate::members::Members;
@@ -32,19 +31,20 @@ impl<'a> Servers<'a> {
         Servers { pools }
     }
 
-    /// The nodes that get new connections to a rule, and how many of its pods each has.
-    pub fn of(
+    /// The nodes that get new connections to a rule, and how many of its pods each has;
+    /// `nodes_of_pods` has the node of each pod.
+    pub fn of<'b>(
         &self,
         balancer: &LoadBalancer,
         rule: &LoadBalancingRule,
-        backends: &[Backend],
+        nodes_of_pods: impl Iterator<Item = &'b str>,
     ) -> BTreeMap<String, u32> {
         let mut nodes = BTreeMap::new();
         let Some(pool) = &rule.properties.backend_address_pool else { return nodes };
         let pool = (balancer.name.to_lowercase(), pool.name().to_lowercase());
         let Some(servers) = self.pools.get(&pool) else { return nodes };
-        for backend in backends.iter().filter(|backend| servers.contains(backend.node.as_str())) {
-            *nodes.entry(backend.node.clone()).or_insert(0) += 1;
+        for node in nodes_of_pods.filter(|node| servers.contains(node)) {
+            *nodes.entry(node.to_owned()).or_insert(0) += 1;
         }
         nodes
     }

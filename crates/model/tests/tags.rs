@@ -5,7 +5,8 @@ use model::lease::Millis;
 use model::objects::{DEFAULT, Object, Objects};
 use model::reconcile::apply;
 use model::runtime::{MuxNetwork, NodeNetwork};
-use model::tags::{TagKey, Tags, tag_writes};
+use model::tags::{Tags, tag_writes};
+use model::wrap_keys::TagKey;
 use proptest::collection::vec;
 use proptest::prelude::*;
 

@@ -11,9 +11,13 @@ use nix::{
 };
 
 use crate::{
-    load::{self, LoadError},
     raw::Raw,
+    refusal::{LoadError, explain, explain_object, patiently},
 };
+
+/// The object with which jiffies are asked for.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebpf/bpfel-unknown-none/release/clock"));
 
 /// The program that tells jiffies.
 const PROGRAM: &str = "jiffies";
@@ -65,12 +69,12 @@ pub fn measure() -> Result<Raw<Clock>, LoadError> {
         return Ok(Raw(Clock::default()));
     }
     let jiffy = resolution(ClockId::CLOCK_MONOTONIC_COARSE)?;
-    let mut object = EbpfLoader::new().load(load::CLOCK_OBJECT).map_err(load::explain_object)?;
+    let mut object = EbpfLoader::new().load(OBJECT).map_err(explain_object)?;
     let program = object.program_mut(PROGRAM).map(<&mut Xdp>::try_from);
     let Some(Ok(program)) = program else {
         return Err(LoadError::Object(format!("it has no program {PROGRAM}")));
     };
-    load::patiently(|| program.load()).map_err(load::explain(PROGRAM))?;
+    patiently(|| program.load()).map_err(explain(PROGRAM))?;
     let mut outcome = Clock::default();
     for _ in 0..READINGS_MAX {
         // This clock stands still from jiffy to jiffy.
@@ -81,7 +85,7 @@ pub fn measure() -> Result<Raw<Clock>, LoadError> {
             data_out: Some(&mut out),
             ..TestRunOptions::default()
         };
-        program.test_run(options).map_err(load::explain(PROGRAM))?;
+        program.test_run(options).map_err(explain(PROGRAM))?;
         let [a, b, c, d, e, f, g, h, ..] = out;
         let jiffies = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
         outcome = Clock::new(jiffy, jiffies, before);

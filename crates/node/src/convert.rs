@@ -16,10 +16,10 @@ use datapath::tables::{Flow, Ticks, agent_flag};
 
 use crate::{
     clock,
-    load::LoadError,
     maps::{self, Address, FlowBytes, TableError},
     pins::{Pins, PinsError, Role},
     raw::{self, Cursor, Raw, Table},
+    refusal::LoadError,
 };
 
 /// Writes an old row as a row of this version, which is all zeroes at first.
@@ -285,7 +285,7 @@ pub fn check(pins: &Pins, tables: &[Wanted]) -> Result<(), LoadError> {
     for table in tables.iter().filter(|table| kept(pins.role()).contains(&&*table.name)) {
         let (Some(found), true) = (table.found, table.is_new()) else { continue };
         if table.converter().is_none() {
-            return Err(LoadError::layout(&table.name, pins, &found, &table.needed));
+            return Err(layout_changed(&table.name, pins, &found, &table.needed));
         }
         let used = match table.name == FLOWS {
             true => rows_in_use(pins, &found)?,
@@ -297,6 +297,20 @@ pub fn check(pins: &Pins, tables: &[Wanted]) -> Result<(), LoadError> {
         }
     }
     Ok(())
+}
+
+/// The refusal of a table that cannot become what is needed: by the first property that differs.
+fn layout_changed(name: &str, pins: &Pins, found: &Shape, needed: &Shape) -> LoadError {
+    let (table, path) = (name.to_owned(), pins.map(name));
+    let differ = [
+        ("kind", found.kind, needed.kind),
+        ("key size", found.key, needed.key),
+        ("row size", found.row, needed.row),
+        ("layout", found.layout, needed.layout),
+    ];
+    let first = differ.into_iter().find(|(_, found, needed)| found != needed);
+    let (what, found, needed) = first.unwrap_or(("number of rows", found.rows, needed.rows));
+    LoadError::LayoutChanged { table, path, what, found, needed }
 }
 
 fn rows_in_use(pins: &Pins, shape: &Shape) -> Result<u64, TableError> {
@@ -376,7 +390,7 @@ impl Change {
             && found_apart(pins)?
         {
             let Some(convert) = converter(FLOWS, &found, &table.needed) else {
-                return Err(LoadError::layout(FLOWS, &pins.old(), &found, &table.needed));
+                return Err(layout_changed(FLOWS, &pins.old(), &found, &table.needed));
             };
             let carried =
                 Carried::open(FLOWS, (&pins.old(), found), (pins, table.needed), convert)?;

@@ -19,6 +19,7 @@ pub mod neighbour;
 pub mod netlink;
 pub mod pins;
 pub mod raw;
+mod refusal;
 pub mod review;
 pub mod source;
 pub mod stop;

@@ -4,8 +4,7 @@
 
 use datapath::{
     Event, Ipv4, Port, V4,
-    icmp::ErrorRewrite,
-    verdict::{Change, Cover, Rewrite},
+    verdict::{Change, Cover, ErrorRewrite, Rewrite},
 };
 
 /// Carries out a rewrite; counts what happens on the way.

@@ -32,6 +32,9 @@ pub struct Host {
     pub now: u64,
 }
 
+/// Flows that are not confirmed, each with the number of its insertion.
+type Pending = BTreeMap<FlowKey<Address>, (u64, &'static Flow<Address>)>;
+
 /// The tables as [`datapath`] asks for them.
 pub struct Rows {
     given: Tables,
@@ -45,8 +48,8 @@ pub struct Rows {
     /// What lives here is never given back: a row that was handed out stays readable, as in the
     /// kernel.
     flows: RefCell<BTreeMap<FlowKey<Address>, &'static Flow<Address>>>,
-    /// With the number of its insertion: the lowest makes room.
-    pending: RefCell<BTreeMap<FlowKey<Address>, (u64, &'static Flow<Address>)>>,
+    /// The one with the lowest number makes room.
+    pending: RefCell<Pending>,
     inserted: RefCell<BTreeMap<u64, FlowKey<Address>>>,
     looked_up: Cell<u64>,
     fragments: RefCell<BTreeMap<FragmentKey<Address>, &'static Fragment<Address>>>,

@@ -81,8 +81,11 @@ impl Traffic {
             }
             6..8 => {
                 let (other, tag) = (self.other(), self.tag());
+                // What was congested on the way to the node.
+                let tos = if self.dice.random_ratio(1, 20) { "tos 3" } else { "" };
                 let inbound = self.inbound();
-                (Hook::Ingress, format!("gue 10.0.0.2 > 10.0.0.11 {other} {tag} {inbound}"))
+                let outer = format!("gue 10.0.0.2 > 10.0.0.11 {tos} {other} {tag}");
+                (Hook::Ingress, format!("{outer} {inbound}"))
             }
             8 => {
                 let inner = match self.dice.random_range(0..10) {

@@ -6,7 +6,7 @@ use serde::forward_to_deserialize_any;
 use serde_json::{Error, Map, Value};
 
 use super::misspelt;
-use crate::objects::Kind;
+use crate::kind::Kind;
 use crate::validation::Checked;
 
 /// Fields that Kubernetes has and nobody here reads, by type.
