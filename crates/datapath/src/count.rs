@@ -31,7 +31,7 @@ macro_rules! counters {
 counters! {
     /// A packet that goes on unchanged.
     Pass from 0 {
-        /// Neither IPv4 nor anything else that is looked into.
+        /// Neither IP nor anything else that is looked into.
         NotIp = "not_ip",
         /// The source is none of this node's.
         NotOurs = "not_ours",
@@ -55,6 +55,10 @@ counters! {
         Leaving = "leaving",
         /// A frame that arrived and is addressed to many, or on a node to another machine.
         NotAddressed = "not_addressed",
+        /// IPv6, which is not translated.
+        Ipv6 = "ipv6",
+        /// Of a VLAN that is not this interface's own.
+        Tagged = "tagged",
     }
 }
 
@@ -121,6 +125,8 @@ counters! {
         ClientPortInUse = "client_port_in_use",
         /// Met congestion while it was wrapped, and its ends do not know that mark.
         Congested = "congested",
+        /// IPv6 of a pod, which `ipv6: Refuse` keeps in.
+        Ipv6Refused = "ipv6_refused",
         /// A wrapped packet whose tag shows that no mux of this cluster has sent it.
         WrongTag = "wrong_tag",
         /// From the outside, with a pod, a node or a mux as source.
@@ -130,7 +136,7 @@ counters! {
 
 counters! {
     /// A packet that was changed and goes on, and what happened on the way.
-    Event from 64 {
+    Event from 80 {
         /// Source translated on the way out.
         TranslatedOut = "translated_out",
         /// Unwrapped and destination translated on the way in.
@@ -171,4 +177,10 @@ counters! {
 }
 
 /// Rows of the `counters` table.
-pub const COUNTERS: u32 = 96;
+pub const COUNTERS: u32 = 112;
+
+const _: () = {
+    // Each has a row of its own.
+    let [pass, drop, event] = [Pass::ALL.len(), Drop::ALL.len(), Event::ALL.len()];
+    assert!(pass <= 32 && 32 + drop <= 80 && 80 + event <= COUNTERS as usize);
+};

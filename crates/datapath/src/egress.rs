@@ -3,9 +3,12 @@
 use crate::{
     Drop, Event, Family, Pass, Port, V4,
     agent::AgentTables,
-    flow, fragment, icmp,
+    flow, fragment, icmp, ipv6,
     limits::OWN_MARK,
-    packet::{self, ETHERNET, ETHERNET_IPV4, Headers, Packet, Transport, View, tcp_flag},
+    packet::{
+        self, ETHERNET, ETHERNET_IPV4, ETHERNET_IPV6, Headers, Metadata, Packet, Transport, View,
+        tcp_flag,
+    },
     protocol, quota,
     search::{Outcome, STEPS, Search},
     tables::{AgentSettings, Policy, Side, Ticks, Translation, agent_flag, mark, policy_flag},
@@ -15,15 +18,15 @@ use crate::{
 type Address = <V4 as Family>::Address;
 
 /// Decides about one frame that leaves by the uplink; `now` is the monotonic clock in
-/// nanoseconds, `mark` is the packet's (`SO_MARK`).
+/// nanoseconds.
 #[inline(always)]
 pub fn egress<P: Packet + ?Sized, T: AgentTables<V4>>(
     packet: &P,
     tables: &T,
     now: u64,
-    mark: u32,
+    metadata: Metadata,
 ) -> Verdict<V4> {
-    match decide(packet, tables, now, mark) {
+    match decide(packet, tables, now, metadata) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Drop(reason),
     }
@@ -34,11 +37,18 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     packet: &P,
     tables: &T,
     now: u64,
-    mark: u32,
+    metadata: Metadata,
 ) -> Result<Verdict<V4>, Drop> {
+    if metadata.is_tagged {
+        return Ok(Verdict::Pass(Pass::Tagged));
+    }
     match packet::ethernet_type(packet) {
         Some(ETHERNET_IPV4) => {}
-        Some(_) => return Ok(Verdict::Pass(Pass::NotIp)),
+        Some(ETHERNET_IPV6) => {
+            let passes = ipv6::leaves(packet, tables.settings(), metadata.is_forwarded);
+            return passes.map(Verdict::Pass);
+        }
+        Some(kind) => return Ok(Verdict::Pass(packet::not_ipv4(kind))),
         None => return Err(Drop::Malformed),
     }
     let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {
@@ -54,7 +64,7 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     {
         return Ok(verdict);
     }
-    let way = way(tables, settings, &headers, now, mark);
+    let way = way(tables, settings, &headers, now, metadata.mark);
     match way.kind {
         Kind::As => {
             if headers.fragment && headers.transport != Transport::Fragment {

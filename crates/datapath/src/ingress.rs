@@ -5,7 +5,7 @@ use crate::{
     agent::AgentTables,
     flow, fragment, gue, icmp,
     inbound::{self, Opening},
-    packet::{self, ETHERNET_IPV4, Headers, Packet, Transport, ecn},
+    packet::{self, ETHERNET_IPV4, Headers, Metadata, Packet, Transport, ecn},
     protocol, quota,
     search::Outcome,
     tables::{AgentSettings, FlowKey, Side, Ticks, agent_flag, mark},
@@ -21,8 +21,9 @@ pub fn ingress<P: Packet + ?Sized, T: AgentTables<V4>>(
     packet: &P,
     tables: &T,
     now: u64,
+    metadata: Metadata,
 ) -> Verdict<V4> {
-    match decide(packet, tables, now) {
+    match decide(packet, tables, now, metadata) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Drop(reason),
     }
@@ -33,10 +34,14 @@ fn decide<P: Packet + ?Sized, T: AgentTables<V4>>(
     packet: &P,
     tables: &T,
     now: u64,
+    metadata: Metadata,
 ) -> Result<Verdict<V4>, Drop> {
+    if metadata.is_tagged {
+        return Ok(Verdict::Pass(Pass::Tagged));
+    }
     match packet::ethernet_type(packet) {
         Some(ETHERNET_IPV4) => {}
-        Some(_) => return Ok(Verdict::Pass(Pass::NotIp)),
+        Some(kind) => return Ok(Verdict::Pass(packet::not_ipv4(kind))),
         None => return Ok(Verdict::Pass(Pass::NotIp)),
     }
     let Some(settings) = tables.settings().filter(|settings| settings.gue_port != 0) else {

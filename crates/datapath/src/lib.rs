@@ -22,6 +22,7 @@ pub mod hash;
 pub mod icmp;
 pub mod inbound;
 pub mod ingress;
+pub mod ipv6;
 pub mod mux;
 pub mod notice;
 pub mod packet;

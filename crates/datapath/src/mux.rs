@@ -180,8 +180,9 @@ fn configured<'a, E: View, T: MuxTables>(
     ethernet: &E,
     tables: &'a T,
 ) -> Result<&'a MuxSettings<Address>, MuxVerdict<'static>> {
-    if ethernet.number(12) != ETHERNET_IPV4 {
-        return Err(MuxVerdict::Pass(Pass::NotIp));
+    let kind = ethernet.number(12);
+    if kind != ETHERNET_IPV4 {
+        return Err(MuxVerdict::Pass(packet::not_ipv4(kind)));
     }
     let configured = tables.settings().filter(|settings| settings.gue_port != 0);
     configured.ok_or(MuxVerdict::Pass(Pass::NotConfigured))

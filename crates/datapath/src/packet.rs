@@ -3,7 +3,7 @@
 //! Bytes are read through [`Packet`], so that the kernel's bounds checks stand where its verifier
 //! wants them and tests can hand in a slice.
 
-use crate::{Drop, Family, Ipv4, Port, V4, protocol};
+use crate::{Drop, Family, Ipv4, Pass, Port, V4, protocol};
 
 /// Something to read a frame from.
 pub trait Packet {
@@ -213,6 +213,31 @@ pub fn has_more_headers<V: View>(ip: &V) -> bool {
 
 /// Ethernet type of IPv4.
 pub const ETHERNET_IPV4: u16 = 0x0800;
+/// Ethernet type of IPv6.
+pub const ETHERNET_IPV6: u16 = 0x86dd;
+/// Ethernet types of VLAN tags: a customer's and a provider's (IEEE 802.1Q).
+const ETHERNET_VLAN: [u16; 2] = [0x8100, 0x88a8];
+
+/// What the kernel says of a packet beside its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// Its mark (`SO_MARK`).
+    pub mark: u32,
+    /// It came in by another interface: a pod's, not the node's own.
+    pub is_forwarded: bool,
+    /// It bears a VLAN tag, which stands beside its bytes.
+    pub is_tagged: bool,
+}
+
+/// Why a packet that is not IPv4 passes, by its Ethernet type.
+#[inline(always)]
+pub(crate) const fn not_ipv4(kind: u16) -> Pass {
+    match kind {
+        ETHERNET_IPV6 => Pass::Ipv6,
+        _ if kind == ETHERNET_VLAN[0] || kind == ETHERNET_VLAN[1] => Pass::Tagged,
+        _ => Pass::NotIp,
+    }
+}
 
 /// The `N` bytes at `at` of a header, in one piece: taken one by one they would stay apart all the
 /// way into the flow key.

@@ -395,7 +395,25 @@ pub mod agent_flag {
     /// No flow is opened: packets that are of none pass as if these programs were not there.
     pub const LEAVING: u32 = 1 << 4;
     /// Wrapped packets must bear the right tag.
-    pub const CHECK_TAGS: u32 = 1 << 5;
+    pub const CHECK_TAGS: u32 = 1 << 6;
+    /// IPv6 of pods does not leave the link.
+    pub const REFUSE_IPV6: u32 = 1 << 7;
+
+    const ALL: [u32; 8] = [
+        LAST_HOP_KUBE_PROXY,
+        DROP_ICMP_ECHO,
+        QUOTAS,
+        HOLD,
+        LEAVING,
+        SHORT,
+        CHECK_TAGS,
+        REFUSE_IPV6,
+    ];
+    const _: () = {
+        // Each has a bit of its own.
+        let [a, b, c, d, e, f, g, h] = ALL;
+        assert!((a | b | c | d | e | f | g | h).count_ones() as usize == ALL.len());
+    };
 }
 
 /// Whose allowances a flow of one source uses; 0 is nobody's.

@@ -9,6 +9,7 @@ use datapath::{
     egress::egress,
     ingress::ingress,
     limits::PENDING_ENTRIES,
+    packet::Metadata,
     verdict::{Rewrite, Verdict},
 };
 use rig::{Machine, frame, host::Host, tables::Tables};
@@ -35,7 +36,7 @@ fn node(pods: u32) -> Host {
 fn open(node: &Host, vip: u8, words: &str) -> Verdict<V4> {
     let inner = format!("ip 192.0.2.50 > 203.0.113.{vip} {words}");
     let frame = frame::build(&format!("gue 10.0.0.2 > 10.0.0.11 {inner}")).unwrap();
-    ingress(&frame[..], &node.tables, node.now)
+    ingress(&frame[..], &node.tables, node.now, Metadata::default())
 }
 
 #[test]
@@ -67,7 +68,7 @@ fn a_client_that_has_every_port_towards_a_pod_is_refused() {
     let at = frame.len() - 20;
     for port in 1..=u16::MAX {
         frame[at..at + 2].copy_from_slice(&port.to_be_bytes());
-        let verdict = ingress(&frame[..], &node.tables, node.now);
+        let verdict = ingress(&frame[..], &node.tables, node.now, Metadata::default());
         assert!(matches!(verdict, Verdict::Rewrite(_)), "{port}: {verdict:?}");
     }
     let refused = open(&node, 2, "tcp 50000 > 80 S");
@@ -83,7 +84,7 @@ fn a_client_that_has_every_port_towards_a_pod_is_refused() {
 
 fn answer(node: &Host, words: &str) -> Verdict<V4> {
     let frame = frame::build(&format!("ip 10.244.1.5 > 192.0.2.50 {words}")).unwrap();
-    egress(&frame[..], &node.tables, node.now, 0)
+    egress(&frame[..], &node.tables, node.now, Metadata::default())
 }
 
 /// Two floods from forged sources: more flows than fit where nobody has confirmed them.
@@ -93,7 +94,7 @@ fn flood(node: &Host, words: &str) {
     let source = frame.windows(4).rposition(|four| four == [192, 0, 2, 51]).unwrap();
     for number in 0..PENDING_ENTRIES {
         frame[source..source + 4].copy_from_slice(&(0x0b00_0000 + number).to_be_bytes());
-        let verdict = ingress(&frame[..], &node.tables, node.now);
+        let verdict = ingress(&frame[..], &node.tables, node.now, Metadata::default());
         assert!(matches!(verdict, Verdict::Rewrite(_)), "{number}: {verdict:?}");
     }
 }

@@ -10,6 +10,7 @@ use datapath::{
     egress::egress,
     flow::release,
     limits::{BLOCK_PORTS, POSITIONS_ROWS, SNAT_PORT_MIN},
+    packet::Metadata,
     protocol::UDP,
     tables::{FlowKey, Policy, Segment, Side, Translation, block_flag},
     verdict::{Rewrite, Verdict},
@@ -80,7 +81,7 @@ impl Node {
         self.frame[33] = destination;
         let collisions = |host: &Host| host.counted(Event::PortCollision.counter());
         let before = collisions(&self.host);
-        match egress(&self.frame[..], &self.host.tables, self.host.now, 0) {
+        match egress(&self.frame[..], &self.host.tables, self.host.now, Metadata::default()) {
             Verdict::Rewrite(rewrite) => Some(Opened {
                 rewrite,
                 key: FlowKey {

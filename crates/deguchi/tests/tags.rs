@@ -68,7 +68,7 @@ fn who_has_a_muxs_address_and_no_key_gets_nothing_in() {
 #[test]
 fn without_tags_a_node_still_refuses_what_no_mux_would_send_on() {
     let lab = TestLab::up("notags", &["--sku", "basic", "--nodes", "1"]);
-    done(&lab.apply(&cluster("wrapAuthentication: Off")));
+    done(&lab.apply(&cluster("wrapAuthentication: Disabled")));
     let narrow = format!("  loadBalancerSourceRanges: [{}/32, 10.77.0.0/16]\n", INTERNET[2]);
     done(&lab.apply(&service("narrow", &narrow)));
     let vip = SocketAddrV4::new(lab.external_ip("narrow"), 80);
@@ -130,7 +130,7 @@ fn two_hundred_connections_outlive_new_keys_and_a_change_of_mind() {
         if first.iter().all(|key| !now.contains(key)) { Ok(()) } else { Err("an old key") }
     });
     busy.all_answer("with other keys");
-    done(&lab.apply(&cluster("wrapAuthentication: Off")));
+    done(&lab.apply(&cluster("wrapAuthentication: Disabled")));
     wait_for_tags(&lab, false);
     busy.all_answer("without tags");
     // With an agent and a mux that are away for a while.

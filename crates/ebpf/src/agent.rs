@@ -32,7 +32,7 @@ use datapath::{
     clock::Clock,
     gue,
     limits::{OWN_MARK, POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
-    packet::{ETHERNET, HEADERS_MAX, Packet, has_more_headers},
+    packet::{ETHERNET, HEADERS_MAX, Metadata, Packet, has_more_headers},
     positions::{Bits, Positions},
     protocol,
     tables::*,
@@ -51,10 +51,7 @@ const PACKET_HOST: u32 = 0;
 #[classifier]
 pub fn egress(ctx: TcContext) -> i32 {
     let Some(frame) = frame(&ctx, ETHERNET) else { return refuse(Drop::Malformed) };
-    let now = clock();
-    // SAFETY: the context is the kernel's.
-    let mark = unsafe { (*ctx.skb.skb).mark };
-    let verdict = datapath::egress::egress(&frame, &Kernel, now, mark);
+    let verdict = datapath::egress::egress(&frame, &Kernel, clock(), metadata(&ctx));
     carry_out(&ctx, verdict, 14)
 }
 
@@ -67,9 +64,19 @@ pub fn ingress(ctx: TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     }
     let Some(frame) = frame(&ctx, gue::OUTER) else { return refuse(Drop::Malformed) };
-    let now = clock();
-    let verdict = datapath::ingress::ingress(&frame, &Kernel, now);
+    let verdict = datapath::ingress::ingress(&frame, &Kernel, clock(), metadata(&ctx));
     carry_out(&ctx, verdict, gue::OUTER as u32)
+}
+
+#[inline(always)]
+fn metadata(ctx: &TcContext) -> Metadata {
+    // SAFETY: the context is the kernel's.
+    let context = unsafe { &*ctx.skb.skb };
+    Metadata {
+        mark: context.mark,
+        is_forwarded: context.ingress_ifindex != 0,
+        is_tagged: context.vlan_present != 0,
+    }
 }
 
 /// What the loader has found out about jiffies.

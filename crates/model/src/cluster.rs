@@ -49,6 +49,8 @@ pub struct ClusterNetworkSpec {
     pub last_hop: LastHop,
     /// What happens to an ICMP echo that leaves.
     pub icmp_echo: IcmpEcho,
+    /// What happens to IPv6 of pods that leaves.
+    pub ipv6: Ipv6,
     /// How long flows that are not established may be silent.
     #[serde(skip_serializing_if = "FlowTimers::is_default")]
     pub timers: FlowTimers,
@@ -82,6 +84,7 @@ impl Default for ClusterNetworkSpec {
             private_ranges: None,
             last_hop: LastHop::Node,
             icmp_echo: IcmpEcho::Translate,
+            ipv6: Ipv6::Pass,
             timers: FlowTimers::default(),
             wrap_authentication: WrapAuthentication::Required,
             wrap_key_seconds: WRAP_KEY_SECONDS,
@@ -437,12 +440,22 @@ names!(
 );
 
 names!(
+    /// What happens to IPv6 of pods that leaves: it is not translated.
+    Ipv6, "UnsupportedIpv6" {
+        /// It passes.
+        Pass = "Pass",
+        /// It is dropped, but for what stays on the link.
+        Refuse = "Refuse",
+    }
+);
+
+names!(
     /// Whether packets that muxes wrap must show that a mux of this cluster has sent them.
     WrapAuthentication, "UnsupportedWrapAuthentication" {
         /// They bear a tag, and a node takes no others.
         Required = "Required",
         /// The mux's address is enough: everybody on the LAN is trusted.
-        Off = "Off",
+        Disabled = "Disabled",
     }
 );
 

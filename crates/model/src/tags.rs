@@ -89,7 +89,7 @@ pub fn tag_writes(objects: &Objects, now: Millis, draw: [u8; 32]) -> Vec<Write> 
             let life = u64::from(spec.wrap_key_seconds);
             next(keys, spec.wrap_authentication, life, is_followed, now, draw)
         }
-        None if network.spec.wrap_authentication == WrapAuthentication::Off => None,
+        None if network.spec.wrap_authentication == WrapAuthentication::Disabled => None,
         None => Some(first(objects, now, draw)),
     };
     next.map(|keys| Write::Put(Object::WrapKeys(keys))).into_iter().collect()

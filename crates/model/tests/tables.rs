@@ -707,3 +707,16 @@ fn a_nat_gateway_has_its_own_timers_and_a_whole_address_every_protocol() {
     assert_ne!(policy.flags & policy_flag::WHOLE_ADDRESS, 0);
     assert!(tables.sources.values().all(|source| source.other == policy_index::OTHER));
 }
+
+#[test]
+fn pods_ipv6_is_kept_in_where_the_setting_says_so_and_nowhere_else() {
+    for (setting, is_refused) in [(None, false), (Some("Pass"), false), (Some("Refuse"), true)] {
+        let mut spec = json!({"sku": "Standard"});
+        if let Some(setting) = setting {
+            spec["ipv6"] = json!(setting);
+        }
+        let cluster = Cluster::new(spec, 1);
+        let tables = agent_tables(&cluster.objects, "n1", &AgentTables::default()).unwrap();
+        assert_eq!(tables.flags & agent_flag::REFUSE_IPV6 != 0, is_refused, "{setting:?}");
+    }
+}

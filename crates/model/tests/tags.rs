@@ -53,7 +53,7 @@ fn act() -> impl Strategy<Value = Act> {
         4 => (0usize..2).prop_map(Act::MuxReads),
         4 => (0usize..2).prop_map(Act::MuxReports),
         6 => (0usize..2).prop_map(Act::Sends),
-        1 => prop_oneof![Just(WrapAuthentication::Required), Just(WrapAuthentication::Off)]
+        1 => prop_oneof![Just(WrapAuthentication::Required), Just(WrapAuthentication::Disabled)]
             .prop_map(Act::Want),
         6 => (0u64..2_500).prop_map(Act::Pass),
     ]
@@ -174,7 +174,7 @@ proptest! {
         is_required: bool,
     ) {
         let wanted =
-            if is_required { WrapAuthentication::Required } else { WrapAuthentication::Off };
+            if is_required { WrapAuthentication::Required } else { WrapAuthentication::Disabled };
         let mut world = World::new(wanted);
         for act in &acts {
             world.play(act);
@@ -261,7 +261,7 @@ fn an_older_order_changes_nothing() {
 
 #[test]
 fn where_tags_are_off_nobody_makes_keys() {
-    let mut world = World::new(WrapAuthentication::Off);
+    let mut world = World::new(WrapAuthentication::Disabled);
     world.turn();
     assert!(world.objects.wrap_keys.is_empty());
 }

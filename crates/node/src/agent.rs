@@ -283,7 +283,7 @@ struct Agent<'a> {
 
 impl<'a> Agent<'a> {
     fn start(config: &'a AgentConfig) -> Result<Agent<'a>> {
-        attach::interface_index(&config.uplink)?;
+        attach::ethernet_index(&config.uplink)?;
         let sizes = [("flows", config.flow_entries)];
         let loaded = load::load(config.pins(), Role::Agent, &sizes)?;
         let maps = AgentMaps::open(&loaded.pins)?;

@@ -4,7 +4,12 @@
 //! so that at every moment one version of the program sees the packet. Kernels before 6.6 have no
 //! TCX; there the programs are filters of a `clsact` qdisc, which the kernel replaces in place too.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::AsFd,
+    path::Path,
+};
 
 use aya::{
     Ebpf,
@@ -50,6 +55,13 @@ pub enum AttachError {
     /// No such interface.
     #[error("interface {0} does not exist")]
     NoInterface(String),
+    /// Its frames have no Ethernet header.
+    #[error(
+        "interface {0} is no Ethernet interface (its link type is {1}, not 1): a tunnel or the \
+         loopback interface cannot be the uplink; name the Ethernet, bond, bridge or VLAN \
+         interface that packets leave this machine by"
+    )]
+    NoEthernet(String, u16),
     /// Another XDP program is there.
     #[error("interface {0} carries another XDP program; a mux needs the interface for itself")]
     Occupied(String),
@@ -133,7 +145,7 @@ fn attach_both(
     (uplink, way): (&str, TcWay),
     order: [&'static str; 2],
 ) -> Result<Attached, AttachError> {
-    let device = interface_index(uplink)?;
+    let device = ethernet_index(uplink)?;
     let mut outcome = Attached::Replaced;
     for name in order {
         let direction = match name {
@@ -177,7 +189,7 @@ pub fn attach_mux(
     interface: &str,
     wanted: XdpWay,
 ) -> Result<(Attached, Option<String>), AttachError> {
-    let device = interface_index(interface)?;
+    let device = ethernet_index(interface)?;
     let program: &mut Xdp = ebpf
         .program_mut(MUX)
         .and_then(|program| program.try_into().ok())
@@ -245,6 +257,18 @@ pub fn mux_is_attached(pins: &Pins, interface: &str) -> Result<bool, AttachError
 /// The index of an interface in this thread's network namespace.
 pub fn interface_index(name: &str) -> Result<u32, AttachError> {
     if_nametoindex(name).map_err(|_| AttachError::NoInterface(name.into()))
+}
+
+/// The same of an interface that programs may be put on: their packets begin with an Ethernet
+/// header.
+pub fn ethernet_index(name: &str) -> Result<u32, AttachError> {
+    let device = interface_index(name)?;
+    let missing = |_| AttachError::NoInterface(name.into());
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(missing)?;
+    match raw::interface_kind(socket.as_fd(), name).map_err(missing)? {
+        libc::ARPHRD_ETHER => Ok(device),
+        other => Err(AttachError::NoEthernet(name.into(), other)),
+    }
 }
 
 /// A program and where it goes.

@@ -174,7 +174,7 @@ struct Mux<'a> {
 
 impl<'a> Mux<'a> {
     fn start(config: &'a MuxConfig) -> Result<Mux<'a>> {
-        attach::interface_index(&config.interface)?;
+        attach::ethernet_index(&config.interface)?;
         let loaded = load::load(config.pins(), Role::Mux, &[])?;
         let maps = MuxMaps::open(&loaded.pins)?;
         let settings = maps.settings.get(0)?.0;

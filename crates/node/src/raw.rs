@@ -271,10 +271,29 @@ mod calls {
     use nix::libc;
 
     nix::ioctl_read_bad!(interface_mtu, libc::SIOCGIFMTU, libc::ifreq);
+    nix::ioctl_read_bad!(interface_kind, libc::SIOCGIFHWADDR, libc::ifreq);
 }
 
 /// MTU of an interface of the network namespace that `socket` was made in.
 pub fn interface_mtu(socket: BorrowedFd<'_>, interface: &str) -> io::Result<u32> {
+    let mut request = asked_of(interface)?;
+    // SAFETY: the request is filled and outlives the call.
+    unsafe { calls::interface_mtu(socket.as_raw_fd(), &mut request) }?;
+    // SAFETY: SIOCGIFMTU fills this field.
+    Ok(unsafe { request.ifr_ifru.ifru_mtu } as u32)
+}
+
+/// What an interface's frames begin with (`ARPHRD_...`), as of [`interface_mtu`].
+pub fn interface_kind(socket: BorrowedFd<'_>, interface: &str) -> io::Result<u16> {
+    let mut request = asked_of(interface)?;
+    // SAFETY: the request is filled and outlives the call.
+    unsafe { calls::interface_kind(socket.as_raw_fd(), &mut request) }?;
+    // SAFETY: SIOCGIFHWADDR fills this field.
+    Ok(unsafe { request.ifr_ifru.ifru_hwaddr }.sa_family)
+}
+
+/// A request about an interface.
+fn asked_of(interface: &str) -> io::Result<libc::ifreq> {
     // SAFETY: a plain C struct for which all zeroes is a value.
     let mut request = unsafe { zeroed::<libc::ifreq>() };
     if interface.len() >= request.ifr_name.len() {
@@ -283,10 +302,7 @@ pub fn interface_mtu(socket: BorrowedFd<'_>, interface: &str) -> io::Result<u32>
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
         *to = from as libc::c_char;
     }
-    // SAFETY: the request is filled and outlives the call.
-    unsafe { calls::interface_mtu(socket.as_raw_fd(), &mut request) }?;
-    // SAFETY: SIOCGIFMTU fills this field.
-    Ok(unsafe { request.ifr_ifru.ifru_mtu } as u32)
+    Ok(request)
 }
 
 /// An array in this process's memory, whose rows kernel programs and this process change at the

@@ -292,8 +292,9 @@ fn a_driver_without_xdp_gets_the_generic_form() {
     let wire = Wire::new("generic");
     let scope = Scope::new("generic", Role::Mux);
     wire.here(|| {
+        wire::run("ip link add bridge7 type bridge");
         let mut loaded = scope.load();
-        let outcome = attach::attach_mux(&mut loaded.ebpf, &loaded.pins, "lo", XdpWay::Native);
+        let outcome = attach::attach_mux(&mut loaded.ebpf, &loaded.pins, "bridge7", XdpWay::Native);
         let (attached, refused) = outcome.unwrap();
         assert_eq!(attached, Attached::New);
         assert!(refused.is_some_and(|reason| reason.contains("Operation not supported")));

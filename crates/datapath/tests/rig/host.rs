@@ -13,6 +13,7 @@ use datapath::{
     limits::{OWN_MARK, PENDING_ENTRIES, POSITIONS_ROWS, QUOTE_LENGTHS, QUOTE_MAX},
     mux::MuxTables,
     notice::Notice,
+    packet::Metadata,
     positions::{Bits, Positions},
     tables::*,
     verdict::{MuxVerdict, Verdict},
@@ -192,14 +193,20 @@ impl Machine for Host {
         let before = *self.tables.counters.borrow();
         let (way, out, noticed) = match hook {
             Hook::Egress | Hook::Own => {
-                let mark = if hook == Hook::Own { OWN_MARK } else { 0 };
-                let verdict = datapath::egress::egress(frame, &self.tables, self.now, mark);
+                let is_own = hook == Hook::Own;
+                let metadata = Metadata {
+                    mark: if is_own { OWN_MARK } else { 0 },
+                    is_forwarded: !is_own,
+                    is_tagged: false,
+                };
+                let verdict = datapath::egress::egress(frame, &self.tables, self.now, metadata);
                 let notice = notice(&frame[14.min(frame.len())..], &verdict);
                 let (way, out) = self.agent(frame, verdict);
                 (way, out, notice)
             }
             Hook::Ingress => {
-                let verdict = datapath::ingress::ingress(frame, &self.tables, self.now);
+                let verdict =
+                    datapath::ingress::ingress(frame, &self.tables, self.now, Metadata::default());
                 let notice = notice(&frame[(14 + 20 + 8 + 16).min(frame.len())..], &verdict);
                 let (way, out) = self.agent(frame, verdict);
                 (way, out, notice)

@@ -215,6 +215,7 @@ impl Tables {
         while let Ok(flag) = words.value::<String>("flag") {
             flags |= match flag.as_str() {
                 "kube-proxy" => agent_flag::LAST_HOP_KUBE_PROXY,
+                "refuse-ipv6" => agent_flag::REFUSE_IPV6,
                 "drop-echo" => agent_flag::DROP_ICMP_ECHO,
                 "quotas" => agent_flag::QUOTAS,
                 "hold" => agent_flag::HOLD,

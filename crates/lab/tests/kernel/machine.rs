@@ -441,11 +441,11 @@ impl Kernel {
     /// Runs a program on a frame: its answer, and the frame that it leaves.
     pub fn run(&mut self, hook: Hook, frame: &[u8]) -> (u32, Vec<u8>) {
         let mut out = vec![0; frame.len() + 256];
-        let context = context(if hook == Hook::Own { OWN_MARK } else { 0 });
+        let context = context(hook);
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
-            ctx_in: (hook == Hook::Own).then_some(&context),
+            ctx_in: matches!(hook, Hook::Egress | Hook::Own).then_some(&context),
             ..Default::default()
         };
         let result = match hook {
@@ -501,10 +501,13 @@ impl Kernel {
 }
 
 /// What a program is told of a packet beside its bytes, as `__sk_buff`.
-fn context(mark: u32) -> [u8; 12] {
-    let [a, b, c, d] = mark.to_ne_bytes();
-    // len, pkt_type and mark come first; a test run takes no other length than zero.
-    [0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d]
+fn context(hook: Hook) -> [u8; 40] {
+    let (mark, came_by) = if hook == Hook::Own { (OWN_MARK, 0) } else { (0, 1u32) };
+    // A test run takes nothing else here than zero.
+    let mut context = [0; 40];
+    context[8..12].copy_from_slice(&mark.to_ne_bytes());
+    context[36..].copy_from_slice(&came_by.to_ne_bytes());
+    context
 }
 
 fn classifier<'a>(programs: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {

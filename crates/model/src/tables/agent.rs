@@ -17,7 +17,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::{Address, TablesError, changed, gone, internal_ranges};
 use crate::addresses::existing;
 use crate::backends::{PublicRule, public_rules};
-use crate::cluster::{FlowTimers, IcmpEcho, LastHop, Quotas};
+use crate::cluster::{FlowTimers, IcmpEcho, Ipv6, LastHop, Quotas};
 use crate::decide::route_exceptions;
 use crate::lease::LeaseState;
 use crate::method::{Method, Protocol};
@@ -200,6 +200,9 @@ fn flags(objects: &Objects, network: &NodeNetwork) -> u32 {
     }
     if cluster.icmp_echo == IcmpEcho::Drop && network.spec.instance_public_ip.is_none() {
         flags |= agent_flag::DROP_ICMP_ECHO;
+    }
+    if cluster.ipv6 == Ipv6::Refuse {
+        flags |= agent_flag::REFUSE_IPV6;
     }
     flags
 }
