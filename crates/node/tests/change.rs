@@ -320,7 +320,8 @@ fn tables_that_the_objects_fill_are_full_before_they_are_used() {
             let socket = wire.here(|| UdpSocket::bind((HERE, 0)).unwrap());
             for port in (1024..u16::MAX).take_while(|_| !stop.load(Relaxed)) {
                 socket.send_to(b"new", (REMOTE, port)).unwrap();
-                thread::sleep(Duration::from_millis(5));
+                // Slow enough for a pod's part of the flows to last, however long this takes.
+                thread::sleep(Duration::from_millis(20));
             }
         });
         let _ending = Ending(&stop);
