@@ -49,6 +49,8 @@ pub mod limits {
     pub const BLOCKS_MAX: u32 = 8_000;
     /// Frontends that one policy can draw ports from.
     pub const SEGMENTS_MAX: usize = 16;
+    /// Tables that a version can have.
+    pub const LAYOUTS_ROWS: u32 = 64;
     /// Policies on one node.
     pub const POLICIES_MAX: u32 = 64;
     /// Source prefixes on one node.

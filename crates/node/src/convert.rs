@@ -36,6 +36,8 @@ pub struct Shape {
     pub row: u32,
     /// Number of rows.
     pub rows: u32,
+    /// What its rows mean: [`datapath::tables::LAYOUTS`].
+    pub layout: u32,
 }
 
 /// Turns rows of a table as an earlier version had it into this version's.
@@ -43,14 +45,15 @@ struct Converter {
     table: &'static str,
     key: u32,
     row: u32,
+    layout: u32,
     convert: Convert,
 }
 
 const CONVERTERS: &[Converter] = &[
     // Before rows were half a cache line.
-    Converter { table: FLOWS, key: 16, row: 36, convert: shorter_flow },
+    Converter { table: FLOWS, key: 16, row: 36, layout: 1, convert: shorter_flow },
     // Before timers were settings.
-    Converter { table: SETTINGS, key: 4, row: 40, convert: longer },
+    Converter { table: SETTINGS, key: 4, row: 40, layout: 1, convert: longer },
 ];
 
 /// Rows of an earlier version to which fields were added at the end.
@@ -86,11 +89,11 @@ pub fn converter(table: &str, found: &Shape, needed: &Shape) -> Option<Convert> 
     if (found.kind, found.key) != (needed.kind, needed.key) {
         return None;
     }
-    if found.row == needed.row {
+    if (found.row, found.layout) == (needed.row, needed.layout) {
         return Some(longer);
     }
-    let known =
-        |known: &&Converter| (known.table, known.key, known.row) == (table, found.key, found.row);
+    let from = (table, found.key, found.row, found.layout);
+    let known = |known: &&Converter| (known.table, known.key, known.row, known.layout) == from;
     CONVERTERS.iter().find(known).map(|known| known.convert)
 }
 
@@ -303,6 +306,7 @@ fn layout_changed(name: &str, pins: &Pins, found: &Shape, needed: &Shape) -> Loa
         ("kind", found.kind, needed.kind),
         ("key size", found.key, needed.key),
         ("row size", found.row, needed.row),
+        ("layout", found.layout, needed.layout),
     ];
     let first = differ.into_iter().find(|(_, found, needed)| found != needed);
     let (what, found, needed) = first.unwrap_or(("number of rows", found.rows, needed.rows));
@@ -444,7 +448,8 @@ pub fn shape_of(pins: &Pins, name: &str) -> Result<Option<Shape>, LoadError> {
     };
     let kind = found.map_type().map_err(table)? as u32;
     let (key, row, rows) = (found.key_size(), found.value_size(), found.max_entries());
-    Ok(Some(Shape { kind, key, row, rows }))
+    let layout = maps::layout_of(pins, name)?;
+    Ok(Some(Shape { kind, key, row, rows, layout }))
 }
 
 /// Whether the old flow table is another than the one in use.
@@ -467,7 +472,7 @@ mod tests {
 
     use super::*;
 
-    const SHAPE: Shape = Shape { kind: 1, key: 16, row: 40, rows: 4096 };
+    const SHAPE: Shape = Shape { kind: 1, key: 16, row: 40, rows: 4096, layout: 1 };
 
     fn bytes(generation: u32, last_seen: u32, marks: u16, port: u8) -> FlowBytes {
         let mut bytes: FlowBytes = [0; size_of::<FlowBytes>()];
@@ -492,6 +497,15 @@ mod tests {
         assert!(converter("flows", &SHAPE, &Shape { row: 41, ..SHAPE }).is_none());
         assert!(converter("flows", &SHAPE, &Shape { key: 20, ..SHAPE }).is_none());
         assert!(converter("flows", &SHAPE, &Shape { kind: 2, ..SHAPE }).is_none());
+    }
+
+    #[test]
+    fn a_row_of_the_same_size_and_another_layout_is_not_guessed_at() {
+        assert!(converter("flows", &SHAPE, &SHAPE).is_some());
+        assert!(converter("flows", &SHAPE, &Shape { layout: 2, ..SHAPE }).is_none());
+        let old = Shape { row: 36, ..SHAPE };
+        assert!(converter("flows", &old, &SHAPE).is_some());
+        assert!(converter("flows", &Shape { layout: 2, ..old }, &SHAPE).is_none());
     }
 
     #[test]

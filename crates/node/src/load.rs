@@ -8,11 +8,12 @@ use aya::{
     programs::{SchedClassifier, Xdp},
 };
 use aya_obj::{EbpfSectionKind, Object};
+use datapath::tables::layout;
 
 use crate::{
     clock,
     convert::{self, Change, Shape, Wanted},
-    hold,
+    hold, journal, maps,
     pins::{Pins, PinsError, PinsLock, Role, rename},
     refusal::{KERNEL_MIN, REALTIME_END, explain, explain_object, patiently},
     source::News,
@@ -131,7 +132,8 @@ pub fn load_object(pins: Pins, object: &[u8], sizes: &[(&str, u32)]) -> Result<L
     };
     let is_beside = change.as_ref().is_some_and(|change| !change.is_switched());
     let home = if is_beside { pins.next() } else { pins.clone() };
-    let loaded = load_programs(&home, object, sizes, &tables).and_then(|ebpf| {
+    let loaded = write_layouts(&home, &tables).and_then(|()| {
+        let ebpf = load_programs(&home, object, sizes, &tables)?;
         let mut change = change;
         if let Some(change) = change.as_mut().filter(|_| is_beside) {
             change.fill(&tables)?;
@@ -148,6 +150,12 @@ pub fn load_object(pins: Pins, object: &[u8], sizes: &[(&str, u32)]) -> Result<L
     }
     let (ebpf, change) = loaded?;
     Ok(Loaded { ebpf, pins: home, reused, fresh, change, news, lock })
+}
+
+/// Says beside the tables what their rows mean, before those that are still to be made are there.
+fn write_layouts(pins: &Pins, tables: &[Wanted]) -> Result<(), LoadError> {
+    let layouts = tables.iter().map(|table| (&*table.name, table.needed.layout));
+    Ok(maps::write_layouts(pins, layouts)?)
 }
 
 /// Gives back their names to tables that only the programs hold.
@@ -201,7 +209,8 @@ fn tables_of(object: &[u8], sizes: &[(&str, u32)]) -> Result<Vec<(String, Shape)
                 .find(|(sized, _)| sized == name)
                 .map_or(map.max_entries(), |(_, rows)| *rows);
             let (kind, key, row) = (map.map_type(), map.key_size(), map.value_size());
-            (name.clone(), Shape { kind, key, row, rows })
+            let layout = layout(name);
+            (name.clone(), Shape { kind, key, row, rows, layout })
         })
         .collect();
     tables.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -215,6 +224,11 @@ fn load_programs(
     tables: &[Wanted],
 ) -> Result<Ebpf, LoadError> {
     let clock = clock::measure()?;
+    if pins.role() == Role::Agent && !clock.0.goes_by_jiffies() {
+        journal::info(
+            "the kernel has no high-resolution timers: programs ask for the time, a call a packet",
+        );
+    }
     let mut loader = EbpfLoader::new();
     // A mux's programs have no use for it.
     clock::set(&mut loader, &clock, false);
@@ -254,6 +268,8 @@ fn pin(program: &str, outcome: Result<(), aya::pin::PinError>) -> Result<(), Loa
 
 #[cfg(test)]
 mod tests {
+    use datapath::{limits::LAYOUTS_ROWS, tables::LAYOUTS};
+
     use super::*;
 
     #[test]
@@ -276,5 +292,11 @@ mod tests {
         assert_eq!((flows.key, flows.rows), (16, 4096));
         let mux = tables_of(MUX_OBJECT, &[]).unwrap();
         assert!(mux.iter().any(|(name, _)| name == "owners"));
+        for (name, _) in agent.iter().chain(&mux) {
+            assert!(LAYOUTS.iter().any(|(known, _)| known == name), "{name} has no layout");
+        }
+        assert!(LAYOUTS.len() <= LAYOUTS_ROWS as usize);
+        let is_made = |table: &str| agent.iter().chain(&mux).any(|(name, _)| name == table);
+        assert!(LAYOUTS.iter().all(|(name, _)| is_made(name)), "{LAYOUTS:?}");
     }
 }

@@ -11,10 +11,14 @@ use aya::{
     Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
-use datapath::tables::{
-    AgentSettings, AllowedClient, AllowedSource, Block, Endpoint, Flow, FlowKey, LeftoverKey,
-    MuxSettings, NearVip, Node, Owners, Policy, Quota, Row, Rule, RuleKey, Service, Source, Vip,
-    agent_flag,
+use aya_obj::generated::bpf_map_type;
+use datapath::{
+    limits::LAYOUTS_ROWS,
+    tables::{
+        self, AgentSettings, AllowedClient, AllowedSource, Block, Endpoint, Flow, FlowKey,
+        LeftoverKey, MuxSettings, NearVip, Node, Owners, Policy, Quota, Row, Rule, RuleKey,
+        Service, Source, Vip, agent_flag,
+    },
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -354,6 +358,50 @@ impl AgentMemory {
 /// An agent's settings on their own.
 pub fn open_settings(pins: &Pins) -> Result<Rows<Raw<AgentSettings<Address>>>, TableError> {
     Rows::open(pins, "settings")
+}
+
+/// The layouts of the tables beside it.
+const LAYOUTS: &str = "layouts";
+
+/// Its key: a table's name, which the kernel ends by a zero.
+type TableName = [u8; 16];
+
+fn table_name(name: &str) -> TableName {
+    let mut key = TableName::default();
+    key.iter_mut().zip(name.bytes()).for_each(|(to, byte)| *to = byte);
+    key
+}
+
+/// What the rows of a pinned table mean. Where nothing says so, a version made it that knew the
+/// first layout only.
+pub fn layout_of(pins: &Pins, table: &str) -> Result<u32, TableError> {
+    if !pins.map(LAYOUTS).exists() {
+        return Ok(tables::LAYOUT_FIRST);
+    }
+    let layouts = Hash::<TableName, u32>::open(pins, LAYOUTS)?;
+    Ok(layouts.get(&table_name(table))?.unwrap_or(tables::LAYOUT_FIRST))
+}
+
+/// Writes what the rows of each table mean, for those who come next.
+pub fn write_layouts<'a>(
+    pins: &Pins,
+    layouts: impl Iterator<Item = (&'a str, u32)>,
+) -> Result<(), TableError> {
+    let pin = pins.map(LAYOUTS);
+    if !pin.exists() {
+        let (key, row) = (size_of::<TableName>() as u32, size_of::<u32>() as u32);
+        let kind = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
+        let shape = aya_obj::Map::new_from_params(kind, key, row, LAYOUTS_ROWS, 0);
+        MapData::create(shape, LAYOUTS, None)
+            .map_err(TableError::of(LAYOUTS))?
+            .pin(pin)
+            .map_err(|error| TableError::new(LAYOUTS, error))?;
+    }
+    let mut rows = Hash::<TableName, u32>::open(pins, LAYOUTS)?;
+    for (table, layout) in layouts {
+        rows.set(&table_name(table), &layout)?;
+    }
+    Ok(())
 }
 
 /// How many flows fit, and what that takes of the kernel's memory.

@@ -11,7 +11,8 @@ use crate::{maps::TableError, pins::PinsError};
 /// Oldest kernel that has what the programs use.
 pub const KERNEL_MIN: (u32, u32) = (6, 1);
 
-/// Realtime kernels from this one on may run several softirqs on one CPU, one within the other.
+/// Realtime kernels from this one on can be built to run several softirqs on one CPU, one within
+/// the other (`CONFIG_PREEMPT_RT_NEEDS_BH_LOCK` not set; about 6.18), which is not told everywhere.
 pub(crate) const REALTIME_END: (u32, u32) = (6, 17);
 
 /// Why the programs are not in the kernel.
@@ -25,7 +26,7 @@ pub enum LoadError {
     },
     /// The kernel lets programs of one CPU interrupt one another.
     #[error(
-        "kernel {found} is a realtime one (PREEMPT_RT): from {}.{} on they let a program be \
+        "kernel {found} is a realtime one (PREEMPT_RT): from {}.{} on they may let a program be \
          interrupted by itself, and its memory is one for each CPU; run another kernel",
         REALTIME_END.0, REALTIME_END.1
     )]

@@ -11,14 +11,14 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, Map, MapData, MapInfo};
 use cluster::{
     Cluster, NODE, REMOTE, Running, Uninstall, VIP, agent_config, client, eventually, holds,
     internet, node_with, seen_from, start_agent,
 };
 use datapath::{
     protocol,
-    tables::{AgentSettings, Timers},
+    tables::{AgentSettings, Timers, layout},
 };
 use model::lease::LeaseState;
 use node::{
@@ -27,7 +27,7 @@ use node::{
     counters::Kind,
     inspect::{AgentView, FlowView},
     load::{self, LoadError, Loaded},
-    maps::Address,
+    maps::{self, Address},
     pins::Role,
 };
 use wire::{HERE, UPLINK, Wire};
@@ -320,7 +320,8 @@ fn tables_that_the_objects_fill_are_full_before_they_are_used() {
             let socket = wire.here(|| UdpSocket::bind((HERE, 0)).unwrap());
             for port in (1024..u16::MAX).take_while(|_| !stop.load(Relaxed)) {
                 socket.send_to(b"new", (REMOTE, port)).unwrap();
-                thread::sleep(Duration::from_millis(5));
+                // Slow enough for a pod's part of the flows to last, however long this takes.
+                thread::sleep(Duration::from_millis(20));
             }
         });
         let _ending = Ending(&stop);
@@ -334,4 +335,43 @@ fn tables_that_the_objects_fill_are_full_before_they_are_used() {
         assert!(is_fine || moved == 0, "{counter:?}: {moved}");
     }
     node.is_well();
+}
+
+#[test]
+fn a_table_of_the_same_size_and_another_layout_is_not_taken_as_it_is() {
+    let wire = Wire::new("layout");
+    let mut node = Node::new(&wire, "layout");
+    let pins = node.config.pins();
+    let id = |table: &str| MapInfo::from_pin(pins.map(table)).unwrap().id();
+    let own = |table: &str| maps::layout_of(&pins, table).unwrap();
+    assert_eq!((own("flows"), own("vips")), (layout("flows"), layout("vips")));
+
+    // What only the table knows is refused by name, and the programs go on.
+    maps::write_layouts(&pins, [("flows", 9)].into_iter()).unwrap();
+    let refusal = node.load(4096).err().unwrap().to_string();
+    assert!(refusal.contains("table flows at "), "{refusal}");
+    assert!(refusal.contains("has layout 9, this version needs"), "{refusal}");
+    assert_eq!(own("flows"), 9, "a refusal changes nothing");
+    for (client, port) in &node.clients {
+        client.send(b"again").unwrap();
+        assert_eq!(seen_from(&node.internet), Some(*port));
+    }
+
+    // What the objects say is written anew in a table of its own.
+    let layouts = [("flows", layout("flows")), ("vips", 9)];
+    maps::write_layouts(&pins, layouts.into_iter()).unwrap();
+    let (flows, vips) = (id("flows"), id("vips"));
+    let agent = node.start();
+    node.is_well();
+    assert_eq!(id("flows"), flows);
+    assert_ne!(id("vips"), vips);
+    assert_eq!(own("vips"), layout("vips"));
+    agent.end();
+
+    // Tables of versions that wrote no layouts are known by their sizes.
+    std::fs::remove_file(pins.map("layouts")).unwrap();
+    let _agent = node.start();
+    node.is_well();
+    assert_eq!(id("flows"), flows);
+    assert!(pins.map("layouts").exists(), "from now on they say it");
 }
