@@ -299,6 +299,12 @@ impl Traffic {
 
     /// Damages a frame. Its link-layer addresses stay: the kernel would look at them first.
     fn mutate(&mut self, frame: &mut Vec<u8>) {
+        if self.dice.random_ratio(1, 10) {
+            // IPv6, and two ways to tag a VLAN's frames.
+            let kinds: [[u8; 2]; 3] = [[0x86, 0xdd], [0x81, 0x00], [0x88, 0xa8]];
+            frame[12..14].copy_from_slice(&kinds[self.dice.random_range(0..3)]);
+            return;
+        }
         for _ in 0..self.dice.random_range(1..4) {
             let at = self.dice.random_range(12..frame.len().max(13));
             match self.dice.random_range(0..6) {
@@ -352,7 +358,7 @@ pub fn arbitrary(dice: &mut StdRng) -> Vec<u8> {
 }
 
 const TABLES: &str = "\
-agent node=10.0.0.11 mss=1416 flow-entries=301 flag=quotas flag=check-tags
+agent node=10.0.0.11 mss=1416 flow-entries=301 flag=quotas flag=check-tags flag=refuse-ipv6
 source 10.244.1.0/24 tcp=0 udp=0 icmp=0 other=0
 source 10.244.1.5/32 tcp=0 udp=0 icmp=0 other=3
 source 10.244.1.6/32 tcp=0 udp=0 icmp=0 other=3
