@@ -164,7 +164,6 @@ fn mistakes_are_told_in_one_line_and_change_nothing() {
         (lab.lab(&["redeploy", "mux1"]), "nodes can"),
         (lab.lab(&["get", "loadbalancer5"]), "did you mean loadbalancers?"),
         (lab.apply("kind: ["), "not YAML"),
-        (lab.apply(&service("web", "  ports: [{port: 80, protocol: TPC}]\n")), "TCP, UDP or SCTP"),
         (lab.delete(&service("web", "")), "does not exist"),
         (deguchi(&["explain", "--name", lab.name(), "pod1-11"]), "did you mean pod1-1?"),
         (deguchi(&["lab", "status", "--name", "nosuchlab"]), "no lab called"),
@@ -261,7 +260,7 @@ fn a_change_is_in_force_when_apply_returns() {
 
 #[test]
 fn a_refused_object_ends_apply_with_1_and_is_one_event_and_a_missing_command_ends_exec_with_127() {
-    let lab = TestLab::up("refused", &["--nodes", "1"]);
+    let lab = TestLab::up("told", &["--nodes", "1"]);
     let cluster = |count: u32| {
         format!(
             "apiVersion: deguchi.io/v1alpha1\nkind: ClusterNetwork\nmetadata: {{name: default}}\n\
