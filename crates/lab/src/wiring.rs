@@ -374,10 +374,9 @@ fn default_route(gateway: Ipv4Addr, mtu: u16) -> String {
 /// Points the nodes' default routes to `gateway`.
 pub fn route_nodes(place: &Place, settings: &Settings, gateway: Ipv4Addr) -> Result<()> {
     let route = default_route(gateway, settings.mtu);
-    settings
-        .nodes()
-        .iter()
-        .try_for_each(|node| command::ip(Some(&place.namespace(*node)), &[route.clone()]))
+    settings.nodes().iter().try_for_each(|node| {
+        command::ip(Some(&place.namespace(*node)), std::slice::from_ref(&route))
+    })
 }
 
 /// Has a node say which link-layer address it has now: whoever knew the old one would send there
